@@ -1,0 +1,160 @@
+"""Actions as text: the vocabulary that every world, store, model and viewer shares.
+
+An action is a displacement in the agent's own frame: `dx` metres forward, `dy` metres to the
+left, `dyaw` degrees counter-clockwise (to the left). Worlds with keys describe them in an
+`ActionTable`; an action then also carries the keys that make it. One action has three surface
+forms, and the model is trained on all of them:
+
+    action: dx=+0.50 dy=+0.00 dyaw=+0.0        canonical, metric
+    action: w+a                                keys
+    action: step forward and turn left         phrases
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from worldmodel.errors import UserError, suggest
+
+FORMS = ("metric", "keys", "phrase")
+IDLE_KEYS = "none"
+IDLE_PHRASES = ("stand still", "wait", "do nothing", "stop")
+
+_METRIC = re.compile(r"^dx=([+-]\d+\.\d+) dy=([+-]\d+\.\d+) dyaw=([+-]\d+\.\d+)$")
+
+
+@dataclass(frozen=True)
+class Action:
+    """What the agent does in one step.
+
+    Attributes:
+        keys: names of the keys held, in the table's order; empty for none or for an action
+            that no keys make.
+        dx: metres forward. dy: metres to the left. dyaw: degrees counter-clockwise.
+    """
+
+    keys: tuple[str, ...] = ()
+    dx: float = 0.0
+    dy: float = 0.0
+    dyaw: float = 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is done."""
+        return not self.keys and self.dx == self.dy == self.dyaw == 0.0
+
+
+@dataclass(frozen=True)
+class ActionRow:
+    """One line of the action table: a key, what it does, and how people say it."""
+
+    name: str
+    key: str
+    meaning: str
+    dx: float = 0.0
+    dy: float = 0.0
+    dyaw: float = 0.0
+    unit: str = "m"
+    phrases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ActionTable:
+    """All keys of a world. Keys held together add up; opposite keys cancel."""
+
+    rows: tuple[ActionRow, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Key names in table order."""
+        return tuple(row.key for row in self.rows)
+
+    def press(self, keys: Iterable[str]) -> Action:
+        """Return the action of holding `keys`; opposites cancel and drop out.
+
+        Raises:
+            UserError: a key that the table does not have.
+        """
+        held = set(keys)
+        for key in held:
+            if key not in self.keys:
+                raise UserError(f"Unknown key '{key}'.{suggest(key, self.keys)}")
+        rows = [row for row in self.rows if row.key in held]
+        rows = [r for r in rows if not any(_opposite(r, other) for other in rows)]
+        return Action(
+            keys=tuple(row.key for row in rows),
+            dx=sum(row.dx for row in rows),
+            dy=sum(row.dy for row in rows),
+            dyaw=sum(row.dyaw for row in rows),
+        )
+
+    def mask(self, action: Action) -> int:
+        """Return the action's keys as a bit mask over the rows (bit i is row i)."""
+        return sum(1 << i for i, row in enumerate(self.rows) if row.key in action.keys)
+
+    def from_mask(self, mask: int) -> Action:
+        """Return the action of a bit mask over the rows."""
+        return self.press(row.key for i, row in enumerate(self.rows) if mask >> i & 1)
+
+    def text(self, action: Action, form: str = "keys", pick: int = 0) -> str:
+        """Return the action's text in one of `FORMS`.
+
+        An action without keys that moves has only the metric form. `pick` chooses among a
+        row's phrases (taken modulo their number).
+        """
+        if form == "metric" or (not action.keys and not action.idle):
+            dx, dy, dyaw = (v + 0.0 for v in (action.dx, action.dy, action.dyaw))  # no -0.0
+            return f"action: dx={dx:+.2f} dy={dy:+.2f} dyaw={dyaw:+.1f}"
+        if form == "keys":
+            return f"action: {'+'.join(action.keys) or IDLE_KEYS}"
+        if form == "phrase":
+            if action.idle:
+                return f"action: {IDLE_PHRASES[pick % len(IDLE_PHRASES)]}"
+            rows = [row for row in self.rows if row.key in action.keys]
+            said = [row.phrases[pick % len(row.phrases)] for row in rows]
+            return f"action: {' and '.join(said)}"
+        raise ValueError(f"unknown action form {form!r}, expected one of {FORMS}")
+
+    def parse(self, text: str) -> Action:
+        """Return the action that a text in any of the forms means; the inverse of `text`.
+
+        Raises:
+            UserError: a text that is none of the forms.
+        """
+        body = " ".join(text.removeprefix("action:").lower().split())
+        if match := _METRIC.match(body):
+            dx, dy, dyaw = (float(g) + 0.0 for g in match.groups())
+            for mask in range(1 << len(self.rows)):
+                keyed = self.from_mask(mask)
+                near = abs(keyed.dx - dx) < 5e-3 and abs(keyed.dy - dy) < 5e-3
+                if near and abs(keyed.dyaw - dyaw) < 5e-2:
+                    return keyed
+            return Action((), dx, dy, dyaw)
+        if body == IDLE_KEYS or body in IDLE_PHRASES:
+            return Action()
+        said = {phrase: row.key for row in self.rows for phrase in row.phrases}
+        parts = body.split(" and ")
+        if all(part in said for part in parts):
+            return self.press(said[part] for part in parts)
+        parts = body.split("+")
+        if all(part in self.keys for part in parts):
+            return self.press(parts)
+        names = [*self.keys, *said]
+        raise UserError(f"'{text}' is not an action of this world.{suggest(body, names)}")
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return the table as plain data, for stores and checkpoints."""
+        return [asdict(row) for row in self.rows]
+
+    @staticmethod
+    def from_json(rows: Sequence[dict[str, Any]]) -> "ActionTable":
+        """Return the table that `to_json` wrote."""
+        return ActionTable(
+            tuple(ActionRow(**{**row, "phrases": tuple(row["phrases"])}) for row in rows)
+        )
+
+
+def _opposite(a: ActionRow, b: ActionRow) -> bool:
+    moved = (a.dx, a.dy, a.dyaw)
+    return any(moved) and all(x == -y for x, y in zip(moved, (b.dx, b.dy, b.dyaw), strict=True))

@@ -1,0 +1,1 @@
+"""Hydra configurations, one YAML file a verb."""
