@@ -1,0 +1,1 @@
+"""Procedural ViZDoom levels as a World."""
