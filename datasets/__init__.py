@@ -1,0 +1,1 @@
+"""Zarr stores of episodes: schema, writer, reader, clips, collection, validation."""

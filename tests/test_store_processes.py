@@ -1,0 +1,93 @@
+"""The store under several processes, and under SIGKILL."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from worldmodel.datasets.store import EpisodeStore, leftovers, remove_leftovers
+
+WRITE = """
+import sys
+import numpy as np
+from worldmodel.actions import ActionRow, ActionTable
+from worldmodel.datasets.store import EpisodeWriter
+from worldmodel.world import Episode, WorldSpec
+
+path, first, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+spec = WorldSpec("toy", ActionTable((ActionRow("forward", "w", "walk", dx=0.5),)), 16, 16)
+print("ready", flush=True)
+sys.stdin.readline()
+writer = EpisodeWriter(path, spec)
+for seed in range(first, first + count):
+    frames = np.random.default_rng(seed).integers(0, 256, (65, 16, 16, 3), np.uint8)
+    steps = np.zeros((64, 3), np.float32), np.zeros(64, np.uint16)
+    name = writer.write(Episode(frames, *steps, {}, (), {"seed": seed}))
+    print(name, flush=True)
+"""
+
+
+def start(path: Path, first: int, count: int) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE, str(path), str(first), str(count)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def go(process: subprocess.Popen) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def frames_of(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (65, 16, 16, 3), np.uint8)
+
+
+def test_writers_at_once_make_one_store(tmp_path: Path) -> None:
+    path = tmp_path / "x.zarr"
+    ranges = [(0, 12), (8, 12), (8, 12)]  # 8..11 by all three, 12..19 by two: the same content
+    processes = [start(path, *r) for r in ranges]
+    for process in processes:
+        go(process)
+    for process in processes:
+        assert process.wait(60) == 0
+    store = EpisodeStore(path)
+    assert [store.describe(name).seed for name in store.ids] == list(range(20))
+    for seed, name in enumerate(store.ids):
+        store.check(name)
+        np.testing.assert_array_equal(store.frames(name), frames_of(seed))
+    assert leftovers(path) == []
+    assert os.listdir(tmp_path) == ["x.zarr"]
+
+
+def test_killed_writers_lose_nothing_committed(tmp_path: Path) -> None:
+    path = tmp_path / "x.zarr"
+    promised: set[str] = set()
+    for turn in range(6):
+        process = start(path, 1000 * turn, 1000)
+        go(process)
+        assert process.stdout is not None
+        promised.add(process.stdout.readline().strip())
+        time.sleep(0.05 + 0.013 * turn)  # so that the kill falls on different moments of a write
+        process.send_signal(signal.SIGKILL)
+        rest, _ = process.communicate()
+        promised |= set(rest.split())
+    store = EpisodeStore(path)
+    cut = {name for name in promised if name not in store.ids}
+    assert len(cut) <= 6  # at most a last line that was cut short while printing
+    assert all(any(name.startswith(short) for name in store.ids) for short in cut)
+    for name in store.ids:
+        store.check(name)
+        np.testing.assert_array_equal(store.frames(name), frames_of(store.describe(name).seed))
+    remove_leftovers(path)
+    assert not any(name.startswith(".") for name in os.listdir(path / "episodes"))
+    assert len(EpisodeStore(path)) == len(store)
