@@ -1,0 +1,180 @@
+"""The incremental path equals the full forward, and a rollout can be forked and rewound."""
+
+import numpy as np
+import pytest
+import torch
+
+from worldmodel.actions import ActionRow, ActionTable
+from worldmodel.checkpoint import Checkpoint
+from worldmodel.dream import Dream, Engine
+from worldmodel.encoders.rae import RAE, RAEConfig
+from worldmodel.errors import UserError
+from worldmodel.sequence import Frame, Text, attention_mask, pack
+from worldmodel.text import train_tokenizer
+from worldmodel.transformer import Core, CoreConfig
+from worldmodel.world import WorldSpec
+
+TABLE = ActionTable(
+    (
+        ActionRow("forward", "w", "go", dx=0.5, phrases=("go forward",)),
+        ActionRow("left", "a", "turn", dyaw=11.25, phrases=("turn left",)),
+        ActionRow("right", "d", "turn", dyaw=-11.25, phrases=("turn right",)),
+    )
+)
+
+
+def make_dream(ffn: str = "moe", guidance: float = 1.0) -> Dream:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["action: w+a", "action: none", "instruction: turn left"] * 9, 400)
+    config = CoreConfig(
+        vocab=tokenizer.vocab_size,
+        width=64,
+        depth=3,
+        heads=2,
+        kv_heads=1,
+        hidden=64,
+        experts=6,
+        ffn=ffn,
+        window=3,
+        latent_channels=8,
+    )
+    core = Core(config)
+    for head in (core.say, core.draw):  # heads start at zero; a test needs them to speak
+        torch.nn.init.normal_(head.weight, std=0.1)
+    rng = np.random.default_rng(0)
+    checkpoint = Checkpoint(
+        name="tiny",
+        core=core.eval(),
+        encoder=RAE(RAEConfig(channels=8, width=32, heads=2, encoder_depth=1, decoder_depth=1)),
+        tokenizer=tokenizer,
+        spec=WorldSpec("toy", TABLE),
+        start_frames=rng.integers(0, 255, (2, 3, 64, 64, 3), dtype=np.uint8),
+        start_keys=np.array([[1, 2], [0, 4]], np.int32),
+        context_level=0.9,
+        details={},
+    )
+    engine = Engine(checkpoint, torch.device("cpu"), torch.float32)
+    dream = Dream(engine, denoise_steps=2, guidance=guidance)
+    dream.reset(seed=0)
+    return dream
+
+
+@pytest.mark.parametrize("ffn", ["dense", "modality", "moe"])
+def test_incremental_equals_full_forward(ffn):
+    """Predictions on the cache, over window slides and an instruction, equal the full forward."""
+    dream = make_dream(ffn)
+    engine, core = dream.engine, dream.engine.core
+    encode = engine.checkpoint.tokenizer.encode
+    seen: list[torch.Tensor] = [*engine.see(engine.checkpoint.start_frames[0])]
+    words: list[list] = [[], [("action: w", "action")], [("action: a", "action")]]
+    plan = [("w", None), ("a", "turn left"), (None, None), ("w+a", None), (None, "go"), ("d", None)]
+    errors = []
+    for keys, sentence in plan:
+        spans = []
+        if sentence:
+            spans.append((dream.say(sentence), "instruction"))
+        action = None if keys is None else TABLE.press(keys.split("+"))
+        if action is not None:
+            spans.append((TABLE.text(action), "action"))
+        z, t, d = torch.randn(1, 16, 32), torch.tensor([0.3]), torch.tensor([3])
+        # The prediction for a noised frame, on the cache ...
+        from worldmodel.dream import _Pass
+        from worldmodel.text import BOI
+
+        stream = dream._stream
+        ids = [*stream.pending, *(encode(TABLE.text(action)) if action is not None else []), BOI]
+        with torch.inference_mode():
+            cached = _Pass(engine, [stream], [ids]).predict(z, t, d)
+        # ... and as the target of the last frame in one forward over everything.
+        words.append(spans)
+        document = []
+        for i in range(len(seen) + 1):
+            document += [Text(tuple(encode(text)), role) for text, role in words[i]]
+            document.append(Frame(i, target=i == len(seen)))
+        batch = pack([document], [0], core.config.grid, core.config.window, 512)
+        level = torch.full((len(batch.source),), 0.9)
+        noise = torch.cat([dream._noise(i)[1] for i in range(len(seen))])
+        shown = torch.zeros(len(batch.source), 16, 32)
+        shown[: len(seen)] = 0.1 * noise + 0.9 * torch.stack(seen)
+        shown[-1], level[-1] = z, t
+        with torch.no_grad():
+            x = core.embed(batch.ids)
+            strides = torch.full((len(level),), 3)
+            frames = core.embed_frames(shown, level, strides).flatten(0, 1)
+            x = x.flatten(0, 1).index_copy(0, batch.visual, frames).view_as(x)
+            hidden = core(x, batch.vision, batch.position, attention_mask(batch))
+            full = core.draw(hidden.flatten(0, 1)[batch.visual[-16:]])
+        errors.append((full - cached[0]).abs().max().item())
+        dream.step(action)
+        seen.append(dream._stream.latent)
+    assert max(errors) < 1e-4, errors
+
+
+def test_fork_batch_equals_single():
+    """Branches stepped as one batch equal the same branches stepped alone."""
+    dream = make_dream()
+    dream.say("turn left")
+    dream.step(None)
+    keys = [TABLE.press(["w"]), None, TABLE.press(["w", "a"])]
+    together, alone = dream.fork(3), dream.fork(3)
+    for _ in range(4):
+        batched = Dream.batch_step(together, keys)
+        single = [branch.step(action) for branch, action in zip(alone, keys, strict=True)]
+        for a, b in zip(batched, single, strict=True):
+            assert np.abs(a.frame.astype(int) - b.frame).max() <= 1
+            assert a.text == b.text
+    assert not np.array_equal(together[0].frame, together[2].frame)
+    assert dream.length == 1  # the parent did not move
+
+
+def test_rewind_and_replay_give_identical_frames():
+    dream = make_dream()
+    frames = [dream.step(TABLE.press(["w"])).frame for _ in range(6)]
+    back = dream.rewind(4)
+    assert np.array_equal(back.frame, frames[1])
+    again = [dream.step(TABLE.press(["w"])).frame for _ in range(4)]
+    assert all(np.array_equal(a, b) for a, b in zip(frames[2:], again, strict=True))
+    dream.rewind(99)
+    assert dream.length == 0
+
+
+def test_seed_decides_the_dream():
+    a, b = make_dream(), make_dream()
+    assert np.array_equal(a.step(None).frame, b.step(None).frame)
+    b.reset(seed=2)  # the same bundled start (of two), other noise
+    assert not np.array_equal(a.rewind(1).frame, b.step(None).frame)
+
+
+def test_guidance_changes_the_frame_only_with_words():
+    plain, led = make_dream(), make_dream(guidance=3.0)
+    assert np.array_equal(plain.step(None).frame, led.step(None).frame)
+    action = TABLE.press(["a"])
+    assert not np.array_equal(plain.step(action).frame, led.step(action).frame)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\x00\x07", "x" * 10_000, "word " * 300])
+def test_bad_sentences_are_refused_and_leave_the_dream_alone(text):
+    dream = make_dream()
+    dream.say("turn left")
+    with pytest.raises(UserError):
+        dream.say(text)
+    assert dream.instruction == "instruction: turn left"
+    dream.step(None)
+
+
+def test_any_unicode_is_taken():
+    dream = make_dream()
+    assert dream.say("geh \u202eüber\x1b[0m die Brücke 🌉\n") == "instruction: geh über[0m die brücke 🌉"
+    assert dream.step(None).text.startswith("instruction: geh")
+    assert dream.say(None) == ""
+    assert dream.step(None).text == ""
+
+
+def test_wrong_frames_are_refused():
+    dream = make_dream()
+    with pytest.raises(UserError, match="64, 64"):
+        dream.reset(frames=np.zeros((2, 32, 32, 3), np.uint8))
+    with pytest.raises(UserError, match="uint8"):
+        dream.reset(frames=np.zeros((2, 64, 64, 3), np.float32))
+    with pytest.raises(UserError, match="need 1 actions"):
+        dream.reset(frames=np.zeros((2, 64, 64, 3), np.uint8), actions=[])

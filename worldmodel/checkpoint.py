@@ -1,0 +1,193 @@
+"""Checkpoints: a folder of safetensors and JSON, hashed, never pickled.
+
+config.json            format, shapes, world, provenance, metrics, sha256 of the other files
+core.safetensors       the transformer
+encoder.safetensors    the frame encoder and decoder
+tokenizer.json         the text tokenizer
+starts.safetensors     start contexts: frames uint8 [S, n, H, W, 3], keys int32 [S, n - 1]
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from worldmodel.encoders.rae import RAE, RAEConfig
+from worldmodel.errors import UserError, suggest
+from worldmodel.text import TextTokenizer
+from worldmodel.transformer import Core, CoreConfig
+from worldmodel.world import WorldSpec
+
+FORMAT = 1
+BUNDLED = Path(__file__).parent / "checkpoints"
+FILES = ("core.safetensors", "encoder.safetensors", "tokenizer.json", "starts.safetensors")
+
+
+@dataclass
+class Checkpoint:
+    """A loaded model with all that a rollout needs.
+
+    Attributes:
+        name: of the folder.
+        core, encoder, tokenizer: the model, on CPU in float32 until moved.
+        spec: the world that it imagines.
+        start_frames: uint8 [S, n, H, W, 3]; start_keys: int32 [S, n - 1] key masks.
+        context_level: signal level at which frames of the past are shown.
+        details: the rest of `config.json`: provenance, metrics, licence.
+        folder: where it was read from; None for one that was not saved yet.
+    """
+
+    name: str
+    core: Core
+    encoder: RAE
+    tokenizer: TextTokenizer
+    spec: WorldSpec
+    start_frames: np.ndarray
+    start_keys: np.ndarray
+    context_level: float
+    details: dict[str, Any]
+    folder: Path | None = None
+
+
+def bundled_names() -> list[str]:
+    """Return the names of the checkpoints that ship with the package."""
+    if not BUNDLED.is_dir():
+        return []
+    return sorted(p.name for p in BUNDLED.iterdir() if (p / "config.json").is_file())
+
+
+def find(name: str) -> Path:
+    """Return the folder of a bundled name or a path.
+
+    Raises:
+        UserError: neither exists.
+    """
+    if name in bundled_names():
+        return BUNDLED / name
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.is_dir():
+        raise UserError(
+            f"The folder '{name}' is no checkpoint: it has no config.json. Give a folder that "
+            "`worldmodel train` wrote, or a bundled name."
+        )
+    raise UserError(f"There is no checkpoint '{name}'.{suggest(name, bundled_names())}")
+
+
+def load(name: str) -> Checkpoint:
+    """Load a checkpoint by bundled name or folder, verifying every file's hash.
+
+    Raises:
+        UserError: not found, another format, or a file that is missing, truncated or changed.
+    """
+    folder = find(name)
+    config = _read_config(folder)
+    for file, digest in config["files"].items():
+        _verify(folder / file, digest)
+    core_config = {**config["core"], "latent_grid": tuple(config["core"]["latent_grid"])}
+    core = Core(CoreConfig(**core_config))
+    encoder = RAE(RAEConfig(**config["encoder"]))
+    _fill(core, folder / "core.safetensors")
+    _fill(encoder, folder / "encoder.safetensors")
+    starts = load_file(folder / "starts.safetensors")
+    return Checkpoint(
+        name=folder.name,
+        core=core.eval(),
+        encoder=encoder.eval(),
+        tokenizer=TextTokenizer.load(folder / "tokenizer.json"),
+        spec=WorldSpec.from_json(config["world"]),
+        start_frames=starts["frames"].numpy(),
+        start_keys=starts["keys"].numpy(),
+        context_level=config["context_level"],
+        details=config["details"],
+        folder=folder,
+    )
+
+
+def save(checkpoint: Checkpoint, folder: Path, half: bool = True) -> None:
+    """Write a checkpoint; `config.json` with the hashes comes last, atomically.
+
+    Args:
+        checkpoint: what to write.
+        folder: where to; made if missing.
+        half: store weights as float16.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for module, file in ((checkpoint.core, FILES[0]), (checkpoint.encoder, FILES[1])):
+        state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+        if half:
+            state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+        save_file(state, folder / file)
+    (folder / FILES[2]).write_text(checkpoint.tokenizer.to_json())
+    starts = {
+        "frames": torch.from_numpy(np.ascontiguousarray(checkpoint.start_frames)),
+        "keys": torch.from_numpy(np.ascontiguousarray(checkpoint.start_keys.astype(np.int32))),
+    }
+    save_file(starts, folder / FILES[3])
+    config = {
+        "format": FORMAT,
+        "core": asdict(checkpoint.core.config),
+        "encoder": asdict(checkpoint.encoder.config),
+        "world": checkpoint.spec.to_json(),
+        "context_level": checkpoint.context_level,
+        "details": checkpoint.details,
+        "files": {file: _digest(folder / file) for file in FILES},
+    }
+    temporary = folder / "config.json.tmp"
+    temporary.write_text(json.dumps(config, indent=2) + "\n")
+    os.replace(temporary, folder / "config.json")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        version = config["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"'{path}' is damaged ({error}). Reinstall the package or train again."
+        ) from None
+    if version != FORMAT:
+        raise UserError(
+            f"The checkpoint '{folder}' has format {version}; this version reads format "
+            f"{FORMAT}. Install the version of worldmodel that wrote it, or train again."
+        )
+    missing = {"core", "encoder", "world", "context_level", "details", "files"} - set(config)
+    if missing:
+        raise UserError(f"'{path}' is damaged: it lacks {', '.join(sorted(missing))}.")
+    return config
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _verify(path: Path, digest: str) -> None:
+    if not path.is_file():
+        raise UserError(
+            f"The checkpoint file '{path}' is missing. Copy the folder whole, reinstall the "
+            "package, or train again."
+        )
+    if _digest(path) != digest:
+        raise UserError(
+            f"The checkpoint file '{path}' is damaged or was changed: its sha256 does not match "
+            "config.json. Copy it again, reinstall the package, or train again."
+        )
+
+
+def _fill(module: torch.nn.Module, path: Path) -> None:
+    """Give a module its stored weights, in float32."""
+    try:
+        state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        module.load_state_dict(state)
+    except Exception as error:
+        raise UserError(
+            f"'{path}' does not fit config.json: {str(error).splitlines()[0]}."
+        ) from None

@@ -1,0 +1,95 @@
+"""Flow matching on latents: signal levels, the training target, few-step sampling.
+
+Convention: t = 1 is clean, t = 0 is noise, z_t = (1 - t) * noise + t * z. The network predicts
+the clean latent x (x-prediction) and the loss is taken in velocity space, v = (x - z_t) / (1 - t),
+with 1 - t floored (JiT, arXiv 2511.13720). The network is told its step size d as well and
+learns that one step of d equals two steps of d / 2 (shortcut forcing, Dreamer 4, arXiv
+2509.24527), so that a frame takes 1, 2 or 4 steps.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+FLOOR = 0.25
+"""Least 1 - t in the loss; also the size of the last of four sampling steps."""
+
+Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(z_t [F, N, C], t [F], stride [F]) -> predicted clean latents [F, N, C]."""
+
+
+def shift_level(t: torch.Tensor, dimensions: int) -> torch.Tensor:
+    """Shift levels towards noise for latents of many dimensions (RAE, arXiv 2510.11690).
+
+    alpha = sqrt(dimensions / 4096), at least 1; t / (alpha - (alpha - 1) t).
+    """
+    alpha = max(1.0, math.sqrt(dimensions / 4096))
+    return t / (alpha - (alpha - 1) * t)
+
+
+def mix(clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Return z_t of latents [F, N, C] at levels [F]."""
+    t = t.view(-1, 1, 1).to(clean.dtype)
+    return (1 - t) * noise + t * clean
+
+
+def advance(z: torch.Tensor, x: torch.Tensor, t: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    """One Euler step of size d [F] from z at level t [F], towards the predicted clean x."""
+    share = (d / (1 - t).clamp(min=1e-6)).clamp(max=1).view(-1, 1, 1).to(z.dtype)
+    return z + (x - z) * share
+
+
+def flow_loss(x: torch.Tensor, target: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """Velocity-space loss [F] of predicted x against the clean target, both [F, N, C]."""
+    error = (x.float() - target.float()).square().mean(dim=(1, 2))
+    return error / (1 - t).clamp(min=FLOOR).square()
+
+
+def draw_levels(
+    count: int, dimensions: int, strides: int, shortcut: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw (t [count], stride [count]) for training targets.
+
+    A share `shortcut` of the targets gets a step size 2^-i with i < strides - 1 and a level on
+    its grid; the others get the last stride, plain flow, and a level in [0, 1).
+    """
+    t = shift_level(torch.rand(count, generator=generator), dimensions)
+    stride = torch.full((count,), strides - 1)
+    short = torch.rand(count, generator=generator) < shortcut
+    pick = torch.randint(strides - 1, (count,), generator=generator)
+    cells = 2.0**pick
+    grid = (torch.rand(count, generator=generator) * cells).floor() / cells
+    return torch.where(short, grid, t), torch.where(short, pick, stride)
+
+
+@torch.no_grad()
+def shortcut_target(
+    predict: Predict, z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor
+) -> torch.Tensor:
+    """Return the clean latent that two half steps point to; the target of one whole step.
+
+    For z [F, N, C] at level t [F] with step 2^-stride: the mean velocity v of two steps of half
+    the size, as z + (1 - t) v.
+    """
+    half = 0.5 ** (stride + 1.0)
+    first = advance(z, predict(z, t, stride + 1), t, half)
+    second = advance(first, predict(first, t + half, stride + 1), t + half, half)
+    velocity = (second.float() - z.float()) / (2 * half).view(-1, 1, 1)
+    return z.float() + (1 - t).view(-1, 1, 1) * velocity
+
+
+def sample(predict: Predict, noise: torch.Tensor, steps: int, strides: int) -> torch.Tensor:
+    """Denoise `noise` [F, N, C] in `steps` equal Euler steps; returns clean latents.
+
+    Steps of a learned size (1, 2, 4, ...) use it; any other number runs as plain flow.
+    """
+    learned = math.log2(steps)
+    index = int(learned) if learned.is_integer() and learned < strides - 1 else strides - 1
+    stride = torch.full((len(noise),), index, device=noise.device)
+    d = torch.full((len(noise),), 1.0 / steps, device=noise.device)
+    z = noise
+    for i in range(steps):
+        t = torch.full((len(noise),), i / steps, device=noise.device)
+        z = advance(z, predict(z, t, stride), t, d)
+    return z

@@ -1,0 +1,323 @@
+"""The core: one decoder-only transformer over text tokens and frame tokens.
+
+Llama-like blocks with grouped-query attention, QK-norm, rotary positions over (time, row,
+column), and the feed-forward of `worldmodel.moe`. Text goes in by an embedding table and out by
+logits; a frame token goes in by one linear layer from its (noised) latent and out by one linear
+layer to the clean latent (x-prediction). Everything that makes it causal is in the mask.
+
+Shapes: B rows, L tokens, D width, N tokens a frame, C latent channels a token.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from worldmodel.moe import VISION, FeedForward
+
+
+@dataclass(frozen=True)
+class CoreConfig:
+    """Shape of the core.
+
+    Attributes:
+        vocab: number of text tokens.
+        latent_grid: rows and columns of the encoder's latents.
+        latent_channels: channels of one of the encoder's latent tokens.
+        merge: the core joins `merge x merge` neighbouring latents into one token.
+        width, depth, heads, kv_heads: of the transformer.
+        ffn: 'dense', 'modality' or 'moe'.
+        hidden: hidden size of the feed-forward that a token runs in all (active).
+        granularity: 'moe' splits it into this many experts of hidden / granularity, one of
+            them shared per modality, the others routed.
+        experts: number of routed experts.
+        window: how many earlier frames a frame sees.
+        strides: number of step sizes 1, 1/2, 1/4, ... that few-step sampling knows.
+    """
+
+    vocab: int
+    latent_grid: tuple[int, int] = (8, 8)
+    latent_channels: int = 32
+    merge: int = 2
+    width: int = 256
+    depth: int = 8
+    heads: int = 4
+    kv_heads: int = 2
+    ffn: str = "moe"
+    hidden: int = 1024
+    granularity: int = 4
+    experts: int = 12
+    window: int = 6
+    strides: int = 4
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a frame's tokens in the core."""
+        return self.latent_grid[0] // self.merge, self.latent_grid[1] // self.merge
+
+    @property
+    def frame_tokens(self) -> int:
+        """N."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def channels(self) -> int:
+        """C, channels of a frame token in the core."""
+        return self.latent_channels * self.merge**2
+
+    @property
+    def feed_forward(self) -> dict[str, int]:
+        """Arguments of `FeedForward` for the chosen kind, at equal active size."""
+        if self.ffn == "moe":
+            return {
+                "hidden": self.hidden // self.granularity,
+                "experts": self.experts,
+                "top_k": self.granularity - 1,
+                "shared": 2,
+            }
+        if self.ffn not in ("dense", "modality"):
+            raise ValueError(f"ffn must be dense, modality or moe, not {self.ffn!r}")
+        shared = 1 if self.ffn == "dense" else 2
+        return {"hidden": self.hidden, "experts": 0, "top_k": 0, "shared": shared}
+
+
+class KVCache:
+    """Keys and values of the stream so far, preallocated.
+
+    `length` tokens are committed. A forward pass writes its tokens behind them and sees all; it
+    is up to the caller to `commit` them, so that denoising leaves no trace.
+    """
+
+    def __init__(
+        self, config: CoreConfig, rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        head = config.width // config.heads
+        shape = (config.depth, 2, rows, config.kv_heads, capacity, head)
+        self.data = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Put [B, kv_heads, L, head] behind the committed tokens; return all keys, values."""
+        stop = self.length + k.shape[2]
+        data = self.data[layer]
+        data[0, :, :, self.length : stop] = k
+        data[1, :, :, self.length : stop] = v
+        return data[0, :, :, :stop], data[1, :, :, :stop]
+
+    def commit(self, tokens: int) -> None:
+        """Keep the first `tokens` tokens of the last forward pass."""
+        self.length += tokens
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm whose weight follows the dtype of its input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last axis."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-6)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with QK-norm and rotary positions."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads = config.heads, config.kv_heads
+        head = config.width // config.heads
+        self.q = nn.Linear(config.width, config.heads * head, bias=False)
+        self.k = nn.Linear(config.width, config.kv_heads * head, bias=False)
+        self.v = nn.Linear(config.width, config.kv_heads * head, bias=False)
+        self.out = nn.Linear(config.heads * head, config.width, bias=False)
+        self.q_norm = RMSNorm(head)
+        self.k_norm = RMSNorm(head)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor,
+        cache: KVCache | None,
+        layer: int,
+    ) -> torch.Tensor:
+        """Tokens [B, L, D] to tokens [B, L, D]; mask bool [B, 1, L, keys]."""
+        q = self.q(x).unflatten(-1, (self.heads, -1))
+        k = self.k(x).unflatten(-1, (self.kv_heads, -1))
+        v = self.v(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
+        q = rotate(self.q_norm(q.float()), rotary).transpose(1, 2).to(v.dtype)
+        k = rotate(self.k_norm(k.float()), rotary).transpose(1, 2).to(v.dtype)
+        if cache is not None:
+            k, v = cache.write(layer, k, v)
+        groups = self.heads // self.kv_heads
+        k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and feed-forward."""
+
+    def __init__(self, config: CoreConfig) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(config.width)
+        self.attention = Attention(config)
+        self.norm2 = RMSNorm(config.width)
+        self.feed_forward = FeedForward(config.width, **config.feed_forward)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        modality: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor,
+        cache: KVCache | None,
+        layer: int,
+    ) -> torch.Tensor:
+        """Tokens [B, L, D] to tokens [B, L, D]."""
+        x = x + self.attention(self.norm1(x), rotary, mask, cache, layer)
+        tokens = self.norm2(x).flatten(0, 1)
+        return x + self.feed_forward(tokens, modality.flatten()).view_as(x)
+
+
+class Core(nn.Module):
+    """The whole network."""
+
+    frequencies: torch.Tensor
+    axis: torch.Tensor
+
+    def __init__(self, config: CoreConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, channels = config.width, config.channels
+        self.embed = nn.Embedding(config.vocab, width)
+        self.see = nn.Linear(channels, width)
+        self.level = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
+        self.stride = nn.Embedding(config.strides, width)
+        self.place = nn.Parameter(torch.zeros(config.frame_tokens, width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = RMSNorm(width)
+        self.say = nn.Linear(width, config.vocab, bias=False)
+        self.draw = nn.Linear(width, channels)
+        axis, frequencies = rotary_table(width // config.heads, config.grid)
+        self.register_buffer("axis", axis, persistent=False)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """All initialisation in one place.
+
+        Tables: normal, 0.02. Linear layers: normal with variance 1 / inputs; those that write
+        to the residual stream are scaled down by sqrt(2 * depth). Output heads: zero.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for table in (self.embed.weight, self.stride.weight, self.place):
+            nn.init.normal_(table, std=0.02)
+        scale = (2 * self.config.depth) ** -0.5
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.attention.out.weight.mul_(scale)
+            block.feed_forward.w_out.mul_(scale)
+        nn.init.zeros_(self.say.weight)
+        nn.init.zeros_(self.draw.weight)
+
+    def embed_frames(
+        self, latents: torch.Tensor, level: torch.Tensor, stride: torch.Tensor
+    ) -> torch.Tensor:
+        """Frame tokens of (noised) latents.
+
+        Args:
+            latents: [F, N, C] in the core's grid (see `merge`).
+            level: [F] signal level t in [0, 1], 1 is clean.
+            stride: int64 [F], step size 2^-i; the last one means "no step, plain flow".
+
+        Returns:
+            [F, N, D].
+        """
+        condition = self.level(level_features(level).to(latents.dtype)) + self.stride(stride)
+        return self.see(latents) + self.place + condition.unsqueeze(1)
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        vision: torch.Tensor,
+        position: torch.Tensor,
+        mask: torch.Tensor,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        """Run the blocks.
+
+        Args:
+            x: [B, L, D] embedded tokens.
+            vision: bool [B, L].
+            position: int64 [B, L, 3].
+            mask: bool [B, L, keys]; keys are the cache's committed tokens, then these.
+            cache: where keys and values are kept, or None.
+
+        Returns:
+            [B, L, D], normalised, for `say` and `draw`.
+        """
+        angles = position[..., self.axis].float() * self.frequencies
+        rotary = (angles.cos().unsqueeze(2), angles.sin().unsqueeze(2))
+        modality = vision.long() * VISION
+        for layer, block in enumerate(self.blocks):
+            x = block(x, modality, rotary, mask.unsqueeze(1), cache, layer)
+        return self.norm(x)
+
+    def merge(self, latents: torch.Tensor) -> torch.Tensor:
+        """Encoder latents [F, n, c] to core tokens [F, N, C], neighbours joined."""
+        (rows, columns), m = self.config.latent_grid, self.config.merge
+        x = latents.view(-1, rows // m, m, columns // m, m, latents.shape[-1])
+        return x.transpose(2, 3).flatten(3).flatten(1, 2)
+
+    def split(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Core tokens [F, N, C] to encoder latents [F, n, c]; inverse of `merge`."""
+        (rows, columns), m = self.config.grid, self.config.merge
+        x = tokens.view(-1, rows, columns, m, m, self.config.latent_channels)
+        return x.transpose(2, 3).flatten(1, 4)
+
+    def parameters_by_use(self) -> tuple[int, int]:
+        """Return (active, total) numbers of parameters; active is what one token runs."""
+        total = sum(p.numel() for p in self.parameters())
+        args, idle = self.config.feed_forward, 0
+        expert = 3 * self.config.width * args["hidden"]
+        idle = self.config.depth * expert * (args["experts"] - args["top_k"] + args["shared"] - 1)
+        return total - idle, total
+
+
+def rotary_table(head: int, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the axis (0 time, 1 row, 2 column) and frequency of each of head / 2 pairs.
+
+    Half of the pairs turn with time, a quarter with the row and a quarter with the column. The
+    slowest row and column pairs turn about once over the grid.
+    """
+    pairs = head // 2
+    space = pairs // 4
+    time = pairs - 2 * space
+    axis = torch.tensor([0] * time + [1] * space + [2] * space)
+    slow = 1.0 / max(grid)
+    spatial = torch.logspace(0, torch.tensor(slow).log10().item(), space)
+    temporal = 10_000.0 ** -(torch.arange(time) / time)
+    return axis, torch.cat([temporal, spatial, spatial])
+
+
+def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turn pairs of channels of [B, L, heads, head] by the angles of their positions."""
+    cos, sin = rotary
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def level_features(level: torch.Tensor) -> torch.Tensor:
+    """Sines and cosines [F, 64] of signal levels [F]."""
+    frequencies = torch.logspace(0, 2.5, 32, device=level.device)
+    angles = level.float().unsqueeze(-1) * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
