@@ -1,0 +1,1 @@
+"""Training: tokenizer, encoder, decoder, core."""

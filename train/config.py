@@ -1,0 +1,51 @@
+"""The configuration of `worldmodel train`; the same keys as conf/train.yaml."""
+
+from dataclasses import dataclass, field
+
+from worldmodel.train.core import CoreTraining
+from worldmodel.train.encoder import EncoderTraining
+from worldmodel.train.loop import LoopConfig
+from worldmodel.train.samples import Mixture
+
+from worldmodel.encoders.rae import RAEConfig
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The knobs of `CoreConfig` that a user turns; the rest follows from encoder and tokenizer."""
+
+    name: str = "nano"
+    merge: int = 2
+    width: int = 192
+    depth: int = 6
+    heads: int = 3
+    kv_heads: int = 3
+    ffn: str = "moe"
+    hidden: int = 768
+    granularity: int = 4
+    experts: int = 12
+    window: int = 6
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What to train, from what, for how long. Each key is explained in conf/train.yaml."""
+
+    stage: str = "all"
+    store: str = "data/doom.zarr"
+    out: str = "runs/doom-nano"
+    checkpoint: str = "doom-nano"
+    episodes: int = 0
+    vocab: int = 2048
+    device: str = "auto"
+    threads: int = 0
+    context_level: float = 0.95
+    starts: int = 24
+    model: ModelShape = field(default_factory=ModelShape)
+    rae: RAEConfig = field(default_factory=RAEConfig)
+    encoder: EncoderTraining = field(default_factory=EncoderTraining)
+    encoder_loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=1200))
+    decoder_loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=800))
+    mixture: Mixture = field(default_factory=Mixture)
+    core: CoreTraining = field(default_factory=CoreTraining)
+    core_loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=3000))

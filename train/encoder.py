@@ -1,0 +1,193 @@
+"""Training of the embedded RAE: first the encoder as a representation, then its decoder.
+
+Encoder: the sigmoid image-text loss of SigLIP (arXiv 2303.15343) on captions, read off the
+latents, together with masked autoencoding through them: latents of a frame with hidden patches
+must still give the whole frame. Noise on the latents keeps neighbouring codes alike.
+Decoder: the encoder is frozen, latents are noised with sigma = tau * U[0, 1] (arXiv
+2510.11690), and the loss is L1 + (1 - SSIM) + L1 of image gradients at two scales.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from worldmodel.train.data import Recordings
+
+from worldmodel.encoders.rae import RAE, RAEConfig, ViTBlock, to_pixels
+from worldmodel.text import PAD, TextTokenizer
+
+
+@dataclass(frozen=True)
+class EncoderTraining:
+    """What the two stages share: batch size in frames, mixed precision, randomness."""
+
+    batch: int = 96
+    bf16: bool = True
+    seed: int = 0
+    noise: float = 0.4
+    text_weight: float = 0.05
+
+
+class CaptionTower(nn.Module):
+    """Captions and latents to unit vectors that meet; used in training only."""
+
+    def __init__(self, vocab: int, channels: int, width: int = 128, words: int = 32) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocab, width)
+        self.position = nn.Parameter(torch.randn(words, width) * 0.02)
+        self.blocks = nn.ModuleList(ViTBlock(width, 4) for _ in range(2))
+        self.see = nn.Sequential(nn.Linear(channels, width), nn.GELU(), nn.Linear(width, 2 * width))
+        self.join = nn.Linear(width, width)
+        self.scale = nn.Parameter(torch.tensor(2.3))  # log of 10, as in SigLIP
+        self.bias = nn.Parameter(torch.tensor(-4.0))
+
+    def forward(self, latents: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """Latents [B, N, C] and token ids [B, W] to pair logits [B, B]."""
+        words = self.embed(ids) + self.position[: ids.shape[1]]
+        for block in self.blocks:
+            words = block(words)
+        real = (ids != PAD).unsqueeze(-1)
+        text = (words * real).sum(1) / real.sum(1).clamp(min=1)
+        value, weight = self.see(latents).chunk(2, dim=-1)
+        image = self.join((value * weight.softmax(dim=1)).sum(1))
+        pairs = F.normalize(image.float(), dim=-1) @ F.normalize(text.float(), dim=-1).T
+        return pairs * self.scale.exp() + self.bias
+
+
+class EncoderTask:
+    """Encoder, decoder and caption tower together; see the module's text."""
+
+    def __init__(
+        self,
+        rae: RAE,
+        recordings: Recordings,
+        tokenizer: TextTokenizer,
+        config: EncoderTraining,
+    ) -> None:
+        self.config = config
+        self.frames = torch.from_numpy(recordings.frames)
+        self.captions = recordings.captions()
+        texts = sorted({text for _, text in self.captions})
+        self.text_ids = {text: i for i, text in enumerate(texts)}
+        self.tokens = _pad([tokenizer.encode(text)[:32] for text in texts])
+        self.rae = rae
+        self.tower = CaptionTower(tokenizer.vocab_size, rae.channels)
+        self.module = nn.ModuleDict({"rae": rae, "tower": self.tower})
+        self.device = next(rae.parameters()).device
+        self.tower.to(self.device)
+
+    def losses(self, step: int) -> dict[str, torch.Tensor]:
+        """Masked reconstruction of random frames, image-text loss on captioned ones."""
+        rng = np.random.default_rng([self.config.seed, 1, step])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        half = self.config.batch // 2
+        picked = [self.captions[i] for i in rng.integers(len(self.captions), size=half)]
+        index = np.concatenate([[f for f, _ in picked], rng.integers(len(self.frames), size=half)])
+        pixels = to_pixels(self.frames[torch.from_numpy(index)].to(self.device))
+        texts = torch.tensor([self.text_ids[text] for _, text in picked])
+        tokens = len(self.rae.encoder.position)
+        # Captioned frames are seen whole, the others with up to 75 % of their patches hidden.
+        ratio = torch.rand(half, 1, generator=generator) * 0.75
+        hidden = torch.rand(half, tokens, generator=generator) < ratio
+        mask = torch.cat([torch.zeros_like(hidden), hidden]).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            z = self.rae.encoder(pixels, mask)
+            noise = torch.randn(z.shape, generator=generator).to(z)
+            sigma = torch.rand(len(z), 1, 1, generator=generator).to(z) * self.config.noise
+            drawn = self.rae.decoder(z + sigma * noise)
+            logits = self.tower(z[:half], self.tokens[texts].to(self.device))
+        drawn = drawn.float()
+        same = (texts[:, None] == texts[None, :]).to(self.device)
+        text = F.softplus(torch.where(same, -logits, logits)).sum() / half
+        pixel = (drawn - pixels).abs().mean() + (drawn - pixels).square().mean()
+        losses = {"pixel": pixel, "gradient": gradient_loss(drawn, pixels), "text": text}
+        total = pixel + 0.5 * losses["gradient"] + self.config.text_weight * text
+        return {"loss": total, **losses}
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """Nothing to do."""
+        return {}
+
+
+class DecoderTask:
+    """The decoder alone, on noised latents of the frozen encoder."""
+
+    def __init__(self, rae: RAE, recordings: Recordings, config: EncoderTraining) -> None:
+        self.config = config
+        self.frames = torch.from_numpy(recordings.frames)
+        self.rae = rae
+        self.module = rae.decoder
+        self.device = next(rae.parameters()).device
+
+    def losses(self, step: int) -> dict[str, torch.Tensor]:
+        """Reconstruction of random frames from noised latents."""
+        rng = np.random.default_rng([self.config.seed, 2, step])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        index = torch.from_numpy(rng.integers(len(self.frames), size=self.config.batch))
+        pixels = to_pixels(self.frames[index].to(self.device))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            with torch.no_grad():
+                z = self.rae.encoder(pixels)
+            sigma = torch.rand(len(z), 1, 1, generator=generator).to(z) * self.config.noise
+            noise = torch.randn(z.shape, generator=generator).to(z)
+            drawn = self.rae.decoder(z + sigma * noise)
+        drawn = drawn.float()
+        losses = {
+            "pixel": (drawn - pixels).abs().mean(),
+            "gradient": gradient_loss(drawn, pixels),
+            "structure": 1 - structure(drawn, pixels),
+        }
+        total = losses["pixel"] + losses["gradient"] + 0.3 * losses["structure"]
+        return {"loss": total, **losses}
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """Nothing to do."""
+        return {}
+
+
+def gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """L1 between the horizontal and vertical differences of [B, 3, H, W], at two scales."""
+    total = a.new_zeros(())
+    for _ in range(2):
+        d = a - b
+        total = total + d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
+        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+    return total / 2
+
+
+def structure(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Mean SSIM of pixels [B, 3, H, W] in [-1, 1] with a 7x7 box window."""
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    ma, mb = F.avg_pool2d(a, 7, 1), F.avg_pool2d(b, 7, 1)
+    va = F.avg_pool2d(a * a, 7, 1) - ma * ma
+    vb = F.avg_pool2d(b * b, 7, 1) - mb * mb
+    cov = F.avg_pool2d(a * b, 7, 1) - ma * mb
+    light = (2 * ma * mb + c1) / (ma * ma + mb * mb + c1)
+    return (light * (2 * cov + c2) / (va + vb + c2)).mean()
+
+
+@torch.no_grad()
+def measure_latents(rae: RAE, frames: np.ndarray, seed: int = 0, count: int = 4096) -> None:
+    """Set the RAE's per-channel mean and standard deviation from random frames."""
+    rng = np.random.default_rng(seed)
+    index = np.sort(rng.choice(len(frames), size=min(count, len(frames)), replace=False))
+    rae.mean.zero_()
+    rae.std.fill_(1.0)
+    batches = np.array_split(index, max(1, len(index) // 256))
+    raw = torch.cat([rae.encode(torch.from_numpy(frames[b])).float() for b in batches])
+    rae.mean.copy_(raw.mean(dim=(0, 1)))
+    rae.std.copy_(raw.std(dim=(0, 1)).clamp(min=1e-3))
+
+
+def _pad(rows: list[list[int]]) -> torch.Tensor:
+    width = max(len(row) for row in rows)
+    return torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
+
+
+def build_rae(config: RAEConfig, seed: int) -> RAE:
+    """Return an untrained RAE with reproducible weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RAE(config)

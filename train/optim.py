@@ -1,0 +1,99 @@
+"""Optimisers: Muon for the matrices inside the blocks, AdamW for everything else."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+# Coefficients of the quintic Newton-Schulz iteration, from Jordan et al. 2024 (Muon).
+_NS = (3.4445, -4.7750, 2.0315)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised by Newton-Schulz (Jordan et al. 2024).
+
+    Unlike `torch.optim.Muon` it takes stacks of matrices [E, rows, columns], so that every
+    expert of a layer is orthogonalised by itself in one batched product. The update is scaled
+    to the size of an AdamW update (Liu et al. 2025, arXiv 2502.16982: 0.2 * sqrt(max side)),
+    so that both optimisers share one learning rate.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        del closure
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if not state:
+                    state["momentum"] = torch.zeros_like(p)
+                momentum = state["momentum"]
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                nesterov = p.grad.lerp(momentum, group["momentum"])
+                update = orthogonalise(nesterov)
+                scale = 0.2 * math.sqrt(max(p.shape[-2:]))
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update.to(p.dtype), alpha=-group["lr"] * scale)
+
+
+def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Return the nearest semi-orthogonal matrix (roughly) of [..., rows, columns], in bf16."""
+    a, b, c = _NS
+    x = matrix.to(torch.bfloat16)
+    wide = x.shape[-2] <= x.shape[-1]
+    if not wide:
+        x = x.mT
+    x = x / (x.float().norm(dim=(-2, -1), keepdim=True).to(x.dtype) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x if wide else x.mT
+
+
+def build_optimizers(
+    module: nn.Module, lr: float, weight_decay: float, muon: bool
+) -> list[torch.optim.Optimizer]:
+    """Split the parameters: matrices of the blocks to Muon (if asked), the rest to AdamW.
+
+    Every trainable parameter is in exactly one group. Weight decay acts on matrices only.
+    """
+    matrices, tables, vectors = [], [], []
+    for name, p in module.named_parameters():
+        if not p.requires_grad:
+            continue
+        if p.ndim >= 2 and "blocks." in name and min(p.shape[-2:]) > 1:
+            matrices.append(p)
+        else:
+            (tables if p.ndim >= 2 else vectors).append(p)
+    adam = [
+        {"params": tables if muon else tables + matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    fused = all(p.device.type in ("cpu", "cuda") for p in module.parameters())
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(adam, lr=lr, betas=(0.9, 0.95), fused=fused)
+    ]
+    if muon and matrices:
+        optimizers.append(Muon(matrices, lr=lr, weight_decay=weight_decay))
+    return optimizers
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int, floor: float = 0.05) -> float:
+    """Linear warm-up to `peak`, then cosine to `floor * peak` at the last step."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))

@@ -1,0 +1,241 @@
+"""`worldmodel train`: the stages from a store to a checkpoint.
+
+    tokenizer -> encoder -> decoder -> core -> export
+
+Each stage leaves its result in the run's folder and is skipped when the result is there.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from worldmodel.train.config import TrainConfig
+from worldmodel.train.core import CoreTask
+from worldmodel.train.data import Recordings, load_recordings
+from worldmodel.train.encoder import DecoderTask, EncoderTask, build_rae, measure_latents
+from worldmodel.train.loop import fit
+from worldmodel.train.samples import Sampler, python_prose
+
+from worldmodel import checkpoint as checkpoints
+from worldmodel.actions import FORMS
+from worldmodel.checkpoint import Checkpoint
+from worldmodel.devices import choose_device
+from worldmodel.encoders.rae import RAE
+from worldmodel.errors import UserError, suggest
+from worldmodel.text import TextTokenizer, train_tokenizer
+from worldmodel.transformer import Core, CoreConfig
+
+Module = TypeVar("Module", bound=nn.Module)
+
+STAGES = ("tokenizer", "encoder", "decoder", "core", "export")
+
+
+@dataclass
+class Run:
+    """What the stages share."""
+
+    config: TrainConfig
+    folder: Path
+    device: torch.device
+    recordings: Recordings
+    prose: list[str]
+
+
+def main(config: TrainConfig) -> int:
+    """Run one stage, or all in order.
+
+    Raises:
+        UserError: an unknown stage, or one whose forerunner has not been run.
+    """
+    if config.stage not in (*STAGES, "all"):
+        raise UserError(f"Unknown stage '{config.stage}'.{suggest(config.stage, (*STAGES, 'all'))}")
+    device, reason = choose_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    print(f"device: {device} ({reason})", flush=True)
+    recordings = load_recordings(config.store, "train", config.episodes)
+    print(f"{recordings.num_episodes} episodes, {len(recordings.frames)} frames", flush=True)
+    run = Run(config, Path(config.out), device, recordings, python_prose())
+    run.folder.mkdir(parents=True, exist_ok=True)
+    stages = {
+        "tokenizer": train_text,
+        "encoder": train_encoder,
+        "decoder": train_decoder,
+        "core": train_core,
+        "export": export,
+    }
+    for name in STAGES if config.stage == "all" else (config.stage,):
+        print(f"stage: {name}", flush=True)
+        stages[name](run)
+    return 0
+
+
+def train_text(run: Run) -> TextTokenizer:
+    """Learn the tokenizer from the store's sentences, the action table and plain English."""
+    path = run.folder / "tokenizer.json"
+    if path.exists():
+        return TextTokenizer.load(path)
+    notes = [note for notes in run.recordings.annotations for note in notes]
+    lines = [f"{note.kind}: {note.text}" for note in notes]
+    lines += [f"answer: {note.answer}" for note in notes if note.answer]
+    table = run.recordings.spec.actions
+    masks = sorted({int(k) for k in np.unique(run.recordings.keys)})
+    said = [table.text(table.from_mask(m), f, p) for m in masks for f in FORMS for p in range(4)]
+    tokenizer = train_tokenizer([*lines, *(said * 20), *run.prose], run.config.vocab)
+    path.write_text(tokenizer.to_json())
+    return tokenizer
+
+
+def train_encoder(run: Run) -> None:
+    """Train the representation; see `worldmodel.train.encoder`."""
+    rae = build_rae(run.config.rae, run.config.encoder.seed).to(run.device)
+    task = EncoderTask(rae, run.recordings, train_text(run), run.config.encoder)
+    fit(task, run.config.encoder_loop, run.folder / "encoder")
+    measure_latents(rae.eval(), run.recordings.frames)
+    _save(rae, run.folder / "encoder.safetensors")
+
+
+def train_decoder(run: Run) -> None:
+    """Train the decoder on noised latents of the frozen encoder."""
+    rae = _load(_new_rae(run), run.folder / "encoder.safetensors", "encoder")
+    fit(
+        DecoderTask(rae, run.recordings, run.config.encoder),
+        run.config.decoder_loop,
+        run.folder / "decoder",
+    )
+    _save(rae, run.folder / "decoder.safetensors")
+
+
+def train_core(run: Run) -> None:
+    """Train the transformer on cached latents."""
+    rae = _load(_new_rae(run), run.folder / "encoder.safetensors", "encoder")
+    tokenizer = train_text(run)
+    core = new_core(run.config, tokenizer).to(run.device)
+    active, total = core.parameters_by_use()
+    print(f"core: {active / 1e6:.1f} M active, {total / 1e6:.1f} M total parameters", flush=True)
+    sampler = Sampler(run.recordings, tokenizer, run.config.mixture, run.prose)
+    latents = cache_latents(rae, run.recordings.frames)
+    fit(
+        CoreTask(core, sampler, latents, run.config.core),
+        run.config.core_loop,
+        run.folder / "core",
+    )
+    _save(core, run.folder / "core.safetensors")
+
+
+def export(run: Run) -> None:
+    """Write the checkpoint folder from the finished stages."""
+    tokenizer = train_text(run)
+    decoder = run.folder / "decoder.safetensors"
+    rae = _load(_new_rae(run), decoder, "decoder")
+    core = new_core(run.config, tokenizer)
+    _load(core, run.folder / "core.safetensors", "core")
+    held_out = load_recordings(run.config.store, "val")
+    frames, keys = pick_starts(held_out, run.config.starts)
+    active, total = core.parameters_by_use()
+    training = {
+        name: asdict(getattr(run.config, name))
+        for name in ("encoder_loop", "decoder_loop", "mixture", "core", "core_loop")
+    }
+    checkpoint = Checkpoint(
+        name=run.config.checkpoint,
+        core=core,
+        encoder=rae,
+        tokenizer=tokenizer,
+        spec=run.recordings.spec,
+        start_frames=frames,
+        start_keys=keys,
+        context_level=run.config.context_level,
+        details={
+            "licence": "Apache-2.0",
+            "parameters": {"active": active, "total": total},
+            "data": {
+                "world": run.recordings.spec.name,
+                "episodes": run.recordings.num_episodes,
+                "frames": len(run.recordings.frames),
+            },
+            "training": training,
+        },
+    )
+    checkpoints.save(checkpoint, run.folder / "checkpoint")
+    print(f"checkpoint: {run.folder / 'checkpoint'}", flush=True)
+
+
+def new_core(config: TrainConfig, tokenizer: TextTokenizer) -> Core:
+    """Return an untrained core with reproducible weights."""
+    shape = {k: v for k, v in asdict(config.model).items() if k != "name"}
+    grid = config.rae.size // config.rae.patch
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.core.seed)
+        return Core(
+            CoreConfig(
+                vocab=tokenizer.vocab_size,
+                latent_grid=(grid, grid),
+                latent_channels=config.rae.channels,
+                **shape,
+            )
+        )
+
+
+def cache_latents(rae: RAE, frames: np.ndarray, batch: int = 512) -> torch.Tensor:
+    """Return the latents float16 [F, N, C] of all frames, on the encoder's device."""
+    device = rae.mean.device
+    cells = rae.grid[0] * rae.grid[1]
+    latents = torch.empty(len(frames), cells, rae.channels, dtype=torch.float16, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        for first in range(0, len(frames), batch):
+            part = torch.from_numpy(frames[first : first + batch])
+            latents[first : first + batch] = rae.encode(part).half()
+    return latents
+
+
+def pick_starts(
+    recordings: Recordings, count: int, context: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return start contexts from different episodes: frames [S, n, H, W, 3], keys [S, n - 1].
+
+    Of several moments of each episode, the one with the most visible detail is taken.
+    """
+    frames, keys = [], []
+    for i in range(count):
+        e = i * recordings.num_episodes // count if count <= recordings.num_episodes else i
+        begin, end = recordings.starts[e % recordings.num_episodes :][:2]
+        moments = np.linspace(begin, end - context, 12).astype(int)
+        moments = moments[i // recordings.num_episodes % 2 :: 2]
+        detail = [
+            np.abs(np.diff(recordings.frames[m + context - 1].astype(np.int16), axis=1)).mean()
+            for m in moments
+        ]
+        at = int(moments[int(np.argmax(detail))])
+        frames.append(recordings.frames[at : at + context])
+        keys.append(recordings.keys[at : at + context - 1])
+    return np.stack(frames), np.stack(keys).astype(np.int32)
+
+
+def _new_rae(run: Run) -> RAE:
+    return build_rae(run.config.rae, run.config.encoder.seed).to(run.device).eval()
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    temporary = path.with_suffix(".tmp")
+    save_file({k: v.cpu().contiguous() for k, v in module.state_dict().items()}, temporary)
+    temporary.replace(path)
+
+
+def _load(module: Module, path: Path, stage: str) -> Module:
+    if not path.exists():
+        raise UserError(
+            f"'{path}' is missing: run stage={stage} first, or stage=all, with the same out=."
+        )
+    try:
+        module.load_state_dict(load_file(path))
+    except Exception as error:
+        raise UserError(
+            f"'{path}' does not fit this configuration: {str(error).splitlines()[0]}. Give the "
+            "settings that it was trained with, or another out=."
+        ) from None
+    return module

@@ -1,0 +1,191 @@
+"""Sample kinds: how recordings become documents of the one stream.
+
+text         T                    plain English
+caption      I T                  a frame, then what is in it
+imagine      T I                  a caption, then a frame to imagine
+question     I Q A                a question about a frame, then its answer
+video        I I I ...            frames alone
+action       I A I A I ...        frames and the actions between them
+instructed   I A I T I I I ...    an instruction, then frames that fulfil it, no actions
+commanded    I A I T I A I A ...  the same with actions
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from worldmodel.train.data import Recordings
+
+from worldmodel.actions import ActionTable
+from worldmodel.sequence import Document, Frame, Text
+from worldmodel.text import EOS, TextTokenizer
+
+KINDS = ("text", "caption", "imagine", "question", "video", "action", "instructed", "commanded")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Share of each sample kind, by documents; need not sum to 1.
+
+    Attributes:
+        clip: frames of a video document.
+        forms: shares of the surface forms of actions: metric, keys, phrase.
+        mixed_forms: share of clips whose steps each draw a form of their own.
+        drop_action: share of steps whose action text is left out, for guidance.
+    """
+
+    text: float = 0.05
+    caption: float = 0.06
+    imagine: float = 0.06
+    question: float = 0.06
+    video: float = 0.04
+    action: float = 0.48
+    instructed: float = 0.19
+    commanded: float = 0.06
+    clip: int = 10
+    forms: tuple[float, float, float] = (0.15, 0.65, 0.2)
+    mixed_forms: float = 0.2
+    drop_action: float = 0.08
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Shares of `KINDS`, summing to 1."""
+        shares = np.array([getattr(self, kind) for kind in KINDS], np.float64)
+        return shares / shares.sum()
+
+
+@dataclass
+class Sampler:
+    """Draws documents from recordings; every draw is a function of the given generator only."""
+
+    recordings: Recordings
+    tokenizer: TextTokenizer
+    mixture: Mixture
+    prose: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._notes: dict[str, list[tuple[int, int]]] = {}
+        for e, notes in enumerate(self.recordings.annotations):
+            for n, note in enumerate(notes):
+                self._notes.setdefault(note.kind, []).append((e, n))
+        self._ids: dict[str, tuple[int, ...]] = {}
+        usable = self.mixture.shares.copy()
+        needs = {"caption": "caption", "imagine": "caption", "question": "question"}
+        needs |= {"instructed": "instruction", "commanded": "instruction"}
+        for i, kind in enumerate(KINDS):
+            if kind in needs and needs[kind] not in self._notes:
+                usable[i] = 0
+            if kind == "text" and not self.prose:
+                usable[i] = 0
+        self._shares = usable / usable.sum()
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, Document]:
+        """Return (index in KINDS, document); `Frame.latent` is a frame of the recordings."""
+        kind = int(rng.choice(len(KINDS), p=self._shares))
+        name = KINDS[kind]
+        if name == "text":
+            return kind, self._prose(rng)
+        if name in ("caption", "imagine", "question"):
+            return kind, self._pair(name, rng)
+        if name in ("instructed", "commanded"):
+            return kind, self._instructed(name == "commanded", rng)
+        return kind, self._video(name == "action", rng)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return token ids of `text`, remembered."""
+        if text not in self._ids:
+            self._ids[text] = tuple(self.tokenizer.encode(text))
+        return self._ids[text]
+
+    def _prose(self, rng: np.random.Generator) -> Document:
+        ids = self.encode(self.prose[rng.integers(len(self.prose))])
+        return [Text((*ids[:120], EOS))]
+
+    def _pair(self, name: str, rng: np.random.Generator) -> Document:
+        notes = self._notes["question" if name == "question" else "caption"]
+        e, n = notes[rng.integers(len(notes))]
+        note = self.recordings.annotations[e][n]
+        frame = int(self.recordings.starts[e]) + note.start
+        if name == "question":
+            asked = f"question: {note.text} answer: {note.answer}"
+            return [Frame(frame, target=False), Text((*self.encode(asked), EOS))]
+        text = self.encode(f"caption: {note.text}")
+        if name == "caption":
+            return [Frame(frame, target=False), Text((*text, EOS))]
+        return [Text(text), Frame(frame)]
+
+    def _video(self, actions: bool, rng: np.random.Generator) -> Document:
+        starts, clip = self.recordings.starts, self.mixture.clip
+        e = int(rng.integers(self.recordings.num_episodes))
+        last = int(starts[e + 1]) - clip
+        first = int(rng.integers(starts[e], max(int(starts[e]), last) + 1))
+        frames = range(first, min(first + clip, int(starts[e + 1])))
+        spoken = self._spoken_actions(frames, rng) if actions else {}
+        return self._clip(frames, spoken, {})
+
+    def _instructed(self, actions: bool, rng: np.random.Generator) -> Document:
+        notes, clip = self._notes["instruction"], self.mixture.clip
+        e, n = notes[rng.integers(len(notes))]
+        note = self.recordings.annotations[e][n]
+        begin = int(self.recordings.starts[e])
+        context = int(rng.integers(1, 5))
+        # Any stretch of the fulfilment still fulfils; prefer its end, where the goal is met.
+        slack = max(0, note.stop - note.start - (clip - context))
+        at = note.start + int(rng.integers(slack + 1))
+        first = max(begin, begin + at - context + 1)
+        frames = range(first, min(begin + note.stop, first + clip - 1) + 1)
+        spoken = self._spoken_actions(frames, rng)
+        told = begin + at + 1  # the first frame that the instruction is about
+        if not actions:
+            spoken = {frame: text for frame, text in spoken.items() if frame < told}
+        return self._clip(frames, spoken, {told: self.encode(f"instruction: {note.text}")})
+
+    def _clip(
+        self,
+        frames: range,
+        spoken: dict[int, tuple[int, ...]],
+        told: dict[int, tuple[int, ...]],
+    ) -> Document:
+        document: list[Text | Frame] = []
+        for frame in frames:
+            if frame in told:
+                document.append(Text(told[frame], "instruction"))
+            if frame in spoken:
+                document.append(Text(spoken[frame], "action"))
+            document.append(Frame(frame, target=frame != frames[0]))
+        return document
+
+    def _spoken_actions(self, frames: range, rng: np.random.Generator) -> dict[int, tuple]:
+        """Action text before each frame but the first, by frame."""
+        table: ActionTable = self.recordings.spec.actions
+        mixture = self.mixture
+        forms = ("metric", "keys", "phrase")
+        shares = np.array(mixture.forms) / sum(mixture.forms)
+        form = forms[rng.choice(3, p=shares)]
+        mixed = rng.random() < mixture.mixed_forms
+        spoken = {}
+        for frame in frames[1:]:
+            if mixed:
+                form = forms[rng.choice(3, p=shares)]
+            if rng.random() < mixture.drop_action:
+                continue
+            action = table.from_mask(int(self.recordings.keys[frame - 1]))
+            spoken[frame] = self.encode(table.text(action, form, int(rng.integers(8))))
+        return spoken
+
+
+def python_prose(chunk: int = 400) -> list[str]:
+    """Return plain English that every machine has: the topics of CPython's own help.
+
+    Cut at line ends into pieces of about `chunk` characters (PSF licence).
+    """
+    from pydoc_data.topics import topics
+
+    pieces = []
+    for text in topics.values():
+        piece = ""
+        for line in text.splitlines():
+            piece = f"{piece} {line.strip()}".strip()
+            if len(piece) >= chunk:
+                pieces.append(piece)
+                piece = ""
+    return pieces
