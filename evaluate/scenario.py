@@ -1,0 +1,293 @@
+"""The scenario file: one YAML for headless play, recorded sessions and evaluation.
+
+    checkpoint: doom-nano            # a bundled name, a folder or a hub name; optional
+    start: {seed: 3}                 # or {store: x.zarr, episode: 4, step: 10},
+                                     # {image: a.png}, {world: doom, seed: 7}
+    seed: 0                          # of the imagination
+    steps: 64                        # frames to imagine
+    events:
+      - {at: 0, hold: w, for: 16}    # keys by name; "w+a" together; without `for`: to the end
+      - {at: 16, press: a}           # held for one step
+      - {at: 20, say: "get out of the shadow"}
+      - {at: 40, clear: true}        # drop the instruction
+      - {at: 42, rewind: 4}          # go back so many steps before going on
+      - {at: 44, fork: [w, a, d]}    # branches; the first goes on
+    checks: []                       # for evaluation only
+
+`load_scenario` reads it, `compile_scenario` turns it into one `Cue` per step. No window and no
+model here.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from worldmodel.actions import ActionTable
+from worldmodel.errors import UserError, suggest
+
+MAX_STEPS = 1_000_000
+SCENARIO_KEYS = ("checkpoint", "start", "seed", "steps", "events", "checks")
+START_KEYS = ("seed", "store", "episode", "step", "image", "world")
+EVENT_KINDS = ("hold", "press", "say", "clear", "rewind", "fork")
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where the imagination begins; without any of the others, bundled start `seed`.
+
+    Attributes:
+        seed: number of the bundled start, or the seed of `world`; None where not given.
+        store, episode, step: a recorded episode (its position in the store) and the step in it.
+        image: path of a picture.
+        world: name of a real environment.
+    """
+
+    seed: int | None = None
+    store: str | None = None
+    episode: int = 0
+    step: int = 0
+    image: str | None = None
+    world: str | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of `events`.
+
+    Attributes:
+        at: the step it belongs to, from 0.
+        kind: one of `EVENT_KINDS`.
+        keys: of hold and press; of fork, one entry such as 'w+a' per branch.
+        steps: how long keys are held (None: to the end), or how far to rewind.
+        text: the sentence of say.
+    """
+
+    at: int
+    kind: str
+    keys: tuple[str, ...] = ()
+    steps: int | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A whole scenario file; None where the file leaves the choice to the reader."""
+
+    steps: int
+    checkpoint: str | None = None
+    start: Start = field(default_factory=Start)
+    seed: int | None = None
+    events: tuple[Event, ...] = ()
+    checks: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cue:
+    """What happens at one step: first rewind, clear or say, then the keys are held.
+
+    Attributes:
+        keys: names of the keys held, in no particular order.
+        say: a sentence given before this step, else None.
+        clear: whether the instruction is dropped before this step.
+        rewind: how many steps to go back before this step.
+    """
+
+    keys: tuple[str, ...] = ()
+    say: str | None = None
+    clear: bool = False
+    rewind: int = 0
+
+
+def load_scenario(path: str | Path) -> Scenario:
+    """Read a scenario file.
+
+    Raises:
+        UserError: a missing or unreadable file, YAML that does not parse, an unknown key or a
+            value of the wrong type; the message names the file and the place.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"Cannot read the scenario file '{path}': {reason}.") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "characters that YAML does not allow"
+        raise UserError(f"The scenario file '{path}' is not YAML{where}: {problem}.") from error
+    try:
+        return parse_scenario(data)
+    except UserError as error:
+        raise UserError(f"Scenario file '{path}': {error}") from error
+
+
+def parse_scenario(data: Any) -> Scenario:
+    """Return the scenario of plain YAML data.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type.
+    """
+    data = _mapping(data, "the scenario", SCENARIO_KEYS)
+    if "steps" not in data:
+        raise UserError("'steps' is missing; it says how many frames to imagine, e.g. steps: 64.")
+    steps = _integer(data["steps"], "steps", low=1, high=MAX_STEPS)
+    events = _list(data.get("events"), "events")
+    return Scenario(
+        steps=steps,
+        checkpoint=_optional(data, "checkpoint", _string),
+        start=_start(data.get("start")),
+        seed=_optional(data, "seed", _integer),
+        events=tuple(_event(event, i, steps) for i, event in enumerate(events)),
+        checks=tuple(_list(data.get("checks"), "checks")),
+    )
+
+
+def compile_scenario(scenario: Scenario, table: ActionTable) -> tuple[Cue, ...]:
+    """Return what happens at each of the scenario's steps.
+
+    Raises:
+        UserError: a key that the world's table lacks, or a fork (not supported yet).
+    """
+    held: list[set[str]] = [set() for _ in range(scenario.steps)]
+    said: dict[int, str | None] = {}
+    rewinds: dict[int, int] = {}
+    for event in scenario.events:
+        if event.kind == "fork":
+            raise UserError(
+                f"The fork event at step {event.at} is not supported yet; "
+                "run one scenario per branch."
+            )
+        if event.kind in ("hold", "press"):
+            table.press(event.keys)  # refuses unknown keys by name
+            stop = scenario.steps if event.steps is None else event.at + event.steps
+            for step in range(event.at, min(stop, scenario.steps)):
+                held[step].update(event.keys)
+        elif event.kind == "rewind":
+            rewinds[event.at] = rewinds.get(event.at, 0) + (event.steps or 0)
+        else:
+            said[event.at] = event.text if event.kind == "say" else None
+    return tuple(
+        Cue(
+            keys=tuple(key for key in table.keys if key in held[step]),
+            say=said.get(step),
+            clear=step in said and said[step] is None,
+            rewind=rewinds.get(step, 0),
+        )
+        for step in range(scenario.steps)
+    )
+
+
+def _start(data: Any) -> Start:
+    if data is None:
+        return Start()
+    data = _mapping(data, "start", START_KEYS)
+    sources = [name for name in ("store", "image", "world") if name in data]
+    if len(sources) > 1:
+        raise UserError(
+            f"'start' takes one of store, image and world, not {' and '.join(sources)}."
+        )
+    for name in ("episode", "step"):
+        if name in data and "store" not in data:
+            raise UserError(f"'start.{name}' needs 'start.store', the store it is in.")
+    return Start(
+        seed=_optional(data, "seed", _integer, "start."),
+        store=_optional(data, "store", _string, "start."),
+        episode=_optional(data, "episode", _integer, "start.") or 0,
+        step=_optional(data, "step", _integer, "start.") or 0,
+        image=_optional(data, "image", _string, "start."),
+        world=_optional(data, "world", _string, "start."),
+    )
+
+
+def _event(data: Any, index: int, num_steps: int) -> Event:
+    name = f"events[{index}]"
+    data = _mapping(data, name, ("at", "for", *EVENT_KINDS))
+    if "at" not in data:
+        raise UserError(f"'{name}' lacks 'at', the step it belongs to.")
+    at = _integer(data["at"], f"{name}.at")
+    if at >= num_steps:
+        raise UserError(f"'{name}.at' is {at}, but the scenario ends after step {num_steps - 1}.")
+    kinds = [kind for kind in EVENT_KINDS if kind in data]
+    if len(kinds) != 1:
+        raise UserError(
+            f"'{name}' needs exactly one of {', '.join(EVENT_KINDS)}, "
+            f"got {' and '.join(kinds) or 'none'}."
+        )
+    kind = kinds[0]
+    if "for" in data and kind != "hold":
+        raise UserError(f"'{name}.for' goes with 'hold' only, not with '{kind}'.")
+    place, value = f"{name}.{kind}", data[kind]
+    if kind == "hold":
+        steps = _integer(data["for"], f"{name}.for", low=1) if "for" in data else None
+        return Event(at, kind, keys=_keys(value, place), steps=steps)
+    if kind == "press":
+        return Event(at, kind, keys=_keys(value, place), steps=1)
+    if kind == "say":
+        text = _string(value, place)
+        if not text.strip():
+            raise UserError(f"'{place}' is empty; to drop the instruction write clear: true.")
+        return Event(at, kind, text=text)
+    if kind == "clear":
+        if value is not True:
+            raise UserError(f"'{place}' must be true, got {value!r}.")
+        return Event(at, kind)
+    if kind == "rewind":
+        return Event(at, kind, steps=_integer(value, place, low=1))
+    branches = _list(value, place)
+    if not 2 <= len(branches) <= 9:
+        raise UserError(f"'{place}' needs 2 to 9 branches, got {len(branches)}.")
+    return Event(at, kind, keys=tuple(_string(branch, place) for branch in branches))
+
+
+def _keys(value: Any, name: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in _string(value, name).split("+"))
+    if not all(parts):
+        raise UserError(f"'{name}' must name keys such as w or w+a, got {value!r}.")
+    return parts
+
+
+def _mapping(data: Any, name: str, known: Iterable[str]) -> Mapping[str, Any]:
+    if not isinstance(data, dict):
+        raise UserError(f"{name} must be keys with values, got {_kind(data)}.")
+    for key in data:
+        if key not in known:
+            raise UserError(f"Unknown key '{key}' in {name}.{suggest(str(key), known)}")
+    return data
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise UserError(f"'{name}' must be a list, got {_kind(value)}.")
+    return value
+
+
+def _integer(value: Any, name: str, low: int = 0, high: int = 2**63 - 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"'{name}' must be a whole number, got {_kind(value)}.")
+    if not low <= value <= high:
+        raise UserError(f"'{name}' must be {low} to {high}, got {value}.")
+    return value
+
+
+def _string(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"'{name}' must be text (put it in quotes), got {_kind(value)}.")
+    return value
+
+
+def _optional(data: Mapping[str, Any], key: str, read: Any, prefix: str = "") -> Any:
+    return None if data.get(key) is None else read(data[key], prefix + key)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    names = {bool: "true/false", int: "a number", float: "a number", str: "text", list: "a list"}
+    return f"{names.get(type(value), 'keys with values')} ({str(value)[:40]!r})"

@@ -1,0 +1,220 @@
+"""The viewer in a real window: Xvfb, and xdotool for keys, typing, resize and close."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TOY = Path(__file__).with_name("viewer_toy.py")
+MISSING = [tool for tool in ("Xvfb", "xdotool") if not shutil.which(tool)]
+
+pytestmark = [
+    pytest.mark.display,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {' and '.join(MISSING)}"),
+]
+
+
+def until(condition, timeout_s=20.0):
+    end = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+@pytest.fixture(scope="module")
+def display():
+    """A screen of its own, on a number that the server finds free itself."""
+    read, write = os.pipe()
+    command = ["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x1024x24", "-nolisten", "tcp"]
+    server = subprocess.Popen(command, pass_fds=(write,), stderr=subprocess.DEVNULL)
+    os.close(write)
+    try:
+        assert select.select([read], [], [], 30)[0], "Xvfb does not start"
+        yield f":{os.read(read, 16).decode().strip()}"
+    finally:
+        os.close(read)
+        server.terminate()
+        server.wait(10)
+
+
+class Player:
+    """A running viewer, with a person at its keyboard."""
+
+    def __init__(self, display, folder, arguments, env):
+        hidden = ("WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+        plain = {key: value for key, value in os.environ.items() if key not in hidden}
+        self.log = folder / "texts.log"
+        self.env = plain | {"DISPLAY": display, "TOY_LOG": str(self.log), "TOY_DELAY_S": "0.01"}
+        self.report = folder / "report.json"
+        self.output = folder / "output.txt"
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, TOY, f"report={self.report}", "fps=20", *arguments],
+                env=self.env | env,
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        self.window = until(self.find)
+        self.do("windowfocus", "--sync", self.window)
+
+    def do(self, *words):
+        done = subprocess.run(
+            ["xdotool", *words],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        return done.stdout.strip()
+
+    def find(self):
+        assert self.process.poll() is None, self.output.read_text()
+        return self.do("search", "--onlyvisible", "--pid", str(self.process.pid)).split("\n")[0]
+
+    def texts(self):
+        return self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+
+    def sent(self, text, times=1):
+        """Wait until the model has been sent `text` (again)."""
+        before = len(self.texts())
+        until(lambda: self.texts()[before:].count(text) >= times)
+
+    def leaves(self, code=0):
+        assert self.process.wait(20) == code, self.output.read_text()
+        return json.loads(self.report.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def player(display, tmp_path):
+    running = []
+
+    def start(*arguments, **env):
+        running.append(Player(display, tmp_path, arguments, env))
+        return running[-1]
+
+    yield start
+    for one in running:
+        if one.process.poll() is None:
+            one.process.kill()
+            one.process.wait(10)
+
+
+def test_held_keys_sentences_and_commands_reach_the_model(player):
+    viewer = player()
+    viewer.sent("action: none")
+    viewer.do("keydown", "w")
+    viewer.sent("action: w", times=3)
+    viewer.do("keydown", "Left")
+    viewer.sent("action: w+a", times=3)
+    viewer.do("keyup", "w", "keyup", "Left")
+    viewer.sent("action: none", times=3)
+
+    viewer.do("key", "Return")
+    time.sleep(0.2)
+    driven = len(viewer.texts())
+    viewer.do("type", "--delay", "40", "walk was dark")  # full of driving keys
+    assert set(viewer.texts()[driven:]) == {"action: none"}
+    viewer.do("key", "BackSpace")
+    viewer.do("key", "Return")
+    viewer.sent("instruction: walk was dar", times=3)
+    viewer.do("keydown", "d")
+    viewer.sent("instruction: walk was dar | action: d", times=2)
+    viewer.do("keyup", "d")
+    viewer.do("key", "BackSpace")
+    viewer.sent("action: none", times=2)
+
+    viewer.do("key", "slash")
+    time.sleep(0.2)
+    viewer.do("type", "--delay", "40", "turn")
+    viewer.do("key", "Escape")  # leaves the box, not the program
+    viewer.sent("action: none", times=2)
+
+    viewer.do("key", "space")
+    time.sleep(0.3)
+    before = len(viewer.texts())
+    time.sleep(0.4)
+    assert len(viewer.texts()) == before  # paused
+    viewer.do("key", "period")
+    until(lambda: len(viewer.texts()) == before + 1)
+    viewer.do("key", "comma", "key", "r")
+    viewer.sent("action: none", times=2)
+    viewer.do("key", "n")
+    viewer.do("key", "Escape")
+    report = viewer.leaves()
+    assert report["start"] == 1
+    assert report["latency_ms"]["median"] < 1000
+    lines = viewer.output.read_text().splitlines()
+    assert lines[0].startswith("device: cpu (no CUDA device found)")
+    assert not any(line.startswith("Traceback") for line in lines)
+
+
+def test_resizing_keeps_playing_and_the_closed_window_ends_well(player):
+    viewer = player("screenshot=shot.png")
+    viewer.sent("action: none")
+    for width, height in ((300, 200), (1200, 900), (640, 480)):
+        viewer.do("windowsize", "--sync", viewer.window, str(width), str(height))
+        viewer.sent("action: none", times=3)
+    viewer.do("key", "F1")
+    viewer.do("mousemove", "--window", viewer.window, "200", "100", "click", "1")
+    viewer.do("key", "F1")
+    viewer.do("keydown", "w")
+    viewer.sent("action: w")
+    viewer.do("windowclose", viewer.window)
+    viewer.leaves()
+    from PIL import Image
+
+    with Image.open(viewer.report.with_name("shot.png")) as shot:
+        assert shot.size == (640, 480)
+
+
+def test_a_recording_is_saved_by_key_and_by_a_signal(player):
+    viewer = player()
+    viewer.sent("action: none")
+    viewer.do("key", "v")
+    viewer.sent("action: none", times=10)
+    viewer.do("key", "v")
+    folder = viewer.report.with_name("recordings")
+    until(lambda: [path for path in folder.glob("*.mp4") if ".part" not in path.name])
+    viewer.process.send_signal(signal.SIGTERM)
+    viewer.leaves()
+
+
+def test_a_broken_model_is_shown_and_leaves_with_an_error_code(player):
+    viewer = player(TOY_FAIL="step")
+    until(lambda: "out of memory" in viewer.output.read_text())
+    time.sleep(0.3)
+    assert viewer.process.poll() is None  # the window stays, with the message
+    viewer.do("key", "Escape")
+    viewer.leaves(code=1)
+
+
+def test_a_model_slow_to_load_and_full_screen(player):
+    viewer = player(TOY_LOAD_S="2")
+    assert viewer.texts() == []  # the window was there before the model
+    viewer.sent("action: none")
+    for _ in ("full screen", "and back"):
+        viewer.do("key", "F11")
+        viewer.sent("action: none", times=3)
+        viewer.window = until(viewer.find)  # going full screen may make a new window
+        viewer.do("windowfocus", "--sync", viewer.window)
+    viewer.do("key", "Escape")
+    viewer.leaves()
+
+
+def test_a_script_plays_in_a_window_and_leaves(player, tmp_path):
+    script = tmp_path / "script.yaml"
+    script.write_text("steps: 30\nevents: [{at: 0, hold: w}]", encoding="utf-8")
+    viewer = player(f"script={script}")
+    viewer.do("key", "s")  # the keyboard does not interfere
+    report = viewer.leaves()
+    assert [event["text"] for event in report["events"]] == ["action: w"] * 30

@@ -1,0 +1,1 @@
+"""The viewer: drive a World live, record it, or run it from a script."""

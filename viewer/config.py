@@ -1,0 +1,45 @@
+"""What `worldmodel play` can be told."""
+
+from dataclasses import dataclass
+
+from worldmodel.errors import UserError
+
+
+@dataclass(frozen=True)
+class PlayConfig:
+    """Settings of the viewer; conf/play.yaml says what each one means."""
+
+    checkpoint: str = "doom-nano"
+    world: str = "dream"
+    device: str = "auto"
+    dtype: str = "auto"
+    denoise_steps: int = 4
+    guidance: float = 1.0
+    seed: int = 0
+    start: int = 0
+    fps: float = 12.0
+    headless: bool = False
+    script: str = ""
+    record: str = ""
+    frames: str = ""
+    report: str = ""
+    screenshot: str = ""
+    width: int = 1000
+    height: int = 800
+    fullscreen: bool = False
+    smooth: bool = True
+
+    def __post_init__(self) -> None:
+        if self.headless and not self.script:
+            raise UserError(
+                "headless=true needs script=FILE, a scenario that says which keys and sentences to "
+                "give and when."
+            )
+        if self.denoise_steps < 1:
+            raise UserError(f"denoise_steps must be at least 1, got {self.denoise_steps}.")
+        if not 0 <= self.fps <= 240:
+            raise UserError(f"fps must be 0 (as fast as possible) to 240, got {self.fps}.")
+        if not (160 <= self.width <= 16384 and 120 <= self.height <= 16384):
+            raise UserError(
+                f"The window must be 160x120 to 16384x16384, got {self.width}x{self.height}."
+            )

@@ -1,0 +1,236 @@
+"""Draws a `ViewState` on a surface. Pure: no events, no model, no state of its own."""
+
+import pygame
+from pygame import Rect
+from worldmodel.viewer import panel
+from worldmodel.viewer.engine import Snapshot
+from worldmodel.viewer.fonts import fit, measure, printable, put, wrap
+from worldmodel.viewer.keys import BINDINGS
+from worldmodel.viewer.layout import Layout, make_layout
+from worldmodel.viewer.session import Moment, spread
+from worldmodel.viewer.theme import AMBER, BACK, EDGE, FAINT, MUTED, RED, SURFACE, TEAL, TEXT
+from worldmodel.viewer.view import ViewState
+
+NOTICE_S = 6.0
+SLOW_S = 1.5
+
+
+def layout_of(size: tuple[int, int], view: ViewState) -> Layout:
+    """Return where things stand for this view."""
+    info = view.snapshot.info
+    height, width = (info.spec.height, info.spec.width) if info else (64, 64)
+    return make_layout(size, width / height, view.smooth, height)
+
+
+def draw(surface: pygame.Surface, view: ViewState) -> Layout:
+    """Draw the whole window. Returns the layout, for finding what was clicked."""
+    layout = layout_of(surface.get_size(), view)
+    surface.fill(BACK)
+    _picture(surface, layout, view)
+    if layout.panel.width:
+        panel.draw_panel(surface, layout, view)
+    _sent(surface, layout, view)
+    _box(surface, layout, view)
+    _timeline(surface, layout, view)
+    _notice(surface, layout, view)
+    if view.help:
+        _help(surface, layout)
+    return layout
+
+
+def thumbs(layout: Layout, snapshot: Snapshot) -> list[tuple[Rect, Moment]]:
+    """Return the thumbnails shown and where; the last one is now."""
+    shown = spread(snapshot.timeline, layout.num_thumbs)
+    return [(layout.thumb_at(i), moment) for i, moment in enumerate(shown)]
+
+
+def frame_surface(frame, size: tuple[int, int], smooth: bool) -> pygame.Surface:
+    """Return a frame (uint8 RGB [H, W, 3]) as a surface of `size`."""
+    height, width = frame.shape[:2]
+    image = pygame.image.frombuffer(frame.tobytes(), (width, height), "RGB")
+    scale = pygame.transform.smoothscale if smooth else pygame.transform.scale
+    return scale(image, size)
+
+
+def _picture(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
+    place, snapshot = layout.picture, view.snapshot
+    pygame.draw.rect(surface, SURFACE, place, border_radius=layout.px(6))
+    if snapshot.now is not None:
+        surface.blit(frame_surface(snapshot.now.frame, place.size, view.smooth), place)
+    if snapshot.status == "failed":
+        _failure(surface, layout, view)
+    elif snapshot.now is None:
+        _loading(surface, layout, view)
+    elif snapshot.status == "paused" and not view.scripted:
+        _badge(surface, layout, "PAUSED", TEXT)
+    elif view.busy_s > SLOW_S:
+        _badge(surface, layout, f"imagining for {view.busy_s:.0f} s", AMBER)
+    if view.recording_s is not None:
+        _recording(surface, layout, view.recording_s)
+
+
+def _badge(surface: pygame.Surface, layout: Layout, text: str, colour) -> None:
+    size = layout.px(13)
+    width = measure(text, size, bold=True) + layout.px(24)
+    place = Rect(0, 0, width, layout.px(28))
+    place.midtop = (layout.picture.centerx, layout.picture.y + layout.px(12))
+    _shade(surface, place, 190, layout.px(14))
+    put(surface, text, place.center, size, colour, bold=True, align="center")
+
+
+def _recording(surface: pygame.Surface, layout: Layout, seconds: float) -> None:
+    size = layout.px(13)
+    text = f"REC {int(seconds) // 60}:{int(seconds) % 60:02d}"
+    width = measure(text, size, bold=True) + layout.px(40)
+    place = Rect(0, 0, width, layout.px(28))
+    place.topright = (layout.picture.right - layout.px(12), layout.picture.y + layout.px(12))
+    _shade(surface, place, 190, layout.px(14))
+    dot = (place.x + layout.px(16), place.centery)
+    pygame.draw.aacircle(surface, RED, dot, layout.px(5))
+    put(surface, text, (place.x + layout.px(28), place.centery), size, TEXT, bold=True)
+
+
+def _loading(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
+    place = layout.picture
+    put(surface, "Waking the model", place.center, layout.px(22), TEXT, bold=True, align="center")
+    bar = Rect(0, 0, min(layout.px(220), place.width), layout.px(4))
+    bar.midtop = (place.centerx, place.centery + layout.px(28))
+    pygame.draw.rect(surface, EDGE, bar, border_radius=bar.height)
+    part = bar.width // 4
+    sweep = abs((view.now_s * 0.6) % 2 - 1)  # to and fro
+    bead = Rect(bar.x + round((bar.width - part) * sweep), bar.y, part, bar.height)
+    pygame.draw.rect(surface, TEAL, bead, border_radius=bar.height)
+
+
+def _failure(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
+    place, error = layout.picture, view.snapshot.failure
+    _shade(surface, place, 225)
+    size = layout.px(15)
+    width = max(1, place.width - layout.px(64))
+    lines = wrap(printable(f"{type(error).__name__}: {error}"), size, width)
+    y = place.centery - layout.px(11) * (len(lines) + 2)
+    put(
+        surface,
+        "The model stopped",
+        (place.centerx, y),
+        layout.px(22),
+        RED,
+        bold=True,
+        align="center",
+    )
+    for i, line in enumerate(lines):
+        at = (place.centerx, y + layout.px(36 + 22 * i))
+        put(surface, line, at, size, TEXT, align="center")
+    todo = "Esc to leave" if view.snapshot.now is None else "R to start again, Esc to leave"
+    at = (place.centerx, y + layout.px(52 + 22 * len(lines)))
+    put(surface, todo, at, size, MUTED, align="center")
+
+
+def _sent(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
+    place, now = layout.sent, view.snapshot.now
+    size = layout.px(15)
+    label = put(surface, "SENT", (place.x, place.centery), layout.px(12), FAINT, bold=True)
+    x = label.right + layout.px(12)
+    count = ""
+    if now is not None:
+        count = f"step {now.number}"
+        put(surface, count, (place.right, place.centery), size, MUTED, align="right")
+    room = place.right - x - measure(count, size) - layout.px(16)
+    text = printable(now.text) if now and now.text else "nothing yet"
+    colour = AMBER if now and now.keys else TEAL if now and now.instruction else MUTED
+    put(surface, fit(text, size, room), (x, place.centery), size, colour)
+
+
+def _box(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
+    place, box, instruction = layout.box, view.box, view.snapshot.instruction
+    radius, size = layout.px(8), layout.px(17)
+    pygame.draw.rect(surface, SURFACE, place, border_radius=radius)
+    edge = TEAL if box.open else EDGE
+    pygame.draw.rect(
+        surface, edge, place, width=layout.px(1.5 if box.open else 1), border_radius=radius
+    )
+    inner = place.inflate(-layout.px(28), 0)
+    if box.open:
+        _typing(surface, inner, layout, view)
+    elif instruction:
+        hint = "Backspace drops it"
+        put(surface, hint, inner.midright, layout.px(13), FAINT, align="right")
+        room = inner.width - measure(hint, layout.px(13)) - layout.px(16)
+        put(surface, fit(printable(instruction), size, room), inner.midleft, size, TEAL)
+    else:
+        hint = fit("Enter: say what is to happen, for instance: turn right", size, inner.width)
+        put(surface, hint, inner.midleft, size, FAINT)
+
+
+def _typing(surface: pygame.Surface, inner: Rect, layout: Layout, view: ViewState) -> None:
+    box, size = view.box, layout.px(17)
+    before = fit(printable(box.text[: box.cursor]), size, inner.width - layout.px(40), tail=True)
+    place = put(surface, before, inner.midleft, size, TEXT)
+    x = place.right if before else inner.x
+    if box.composing:
+        place = put(surface, box.composing, (x, inner.centery), size, AMBER)
+        x = place.right
+    room = inner.right - x
+    if room > layout.px(10):
+        after = fit(printable(box.text[box.cursor :]), size, room - layout.px(4))
+        put(surface, after, (x + layout.px(2), inner.centery), size, TEXT)
+    if view.now_s % 1.0 < 0.6:
+        top, bottom = inner.centery - layout.px(11), inner.centery + layout.px(11)
+        pygame.draw.line(surface, TEAL, (x + 1, top), (x + 1, bottom), layout.px(1.5))
+
+
+def _timeline(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
+    shown = thumbs(layout, view.snapshot)
+    for i, (place, moment) in enumerate(shown):
+        surface.blit(frame_surface(moment.frame, place.size, True), place)
+        last = i == len(shown) - 1
+        colour = AMBER if moment.keys else TEAL if moment.instruction else EDGE
+        mark = Rect(place.x, place.bottom - layout.px(3), place.width, layout.px(3))
+        pygame.draw.rect(surface, colour, mark)
+        if last:
+            pygame.draw.rect(surface, TEXT, place, width=layout.px(2))
+
+
+def _notice(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
+    snapshot = view.snapshot
+    fresh = snapshot.notice and view.now_s - snapshot.notice_s < NOTICE_S
+    text = view.notice or (snapshot.notice if fresh else "")
+    if not text:
+        return
+    size, area = layout.px(15), layout.picture
+    width = max(area.width, layout.sent.width) - layout.px(32)
+    lines = wrap(printable(text), size, width - layout.px(32), most=4)
+    text_w = max(measure(line, size) for line in lines)
+    place = Rect(0, 0, text_w + layout.px(32), layout.px(22) * len(lines) + layout.px(16))
+    place.midbottom = (layout.sent.centerx, area.bottom - layout.px(14))
+    _shade(surface, place, 235, layout.px(8))
+    pygame.draw.rect(surface, AMBER, place, width=layout.px(1), border_radius=layout.px(8))
+    for i, line in enumerate(lines):
+        at = (place.centerx, place.y + layout.px(8) + layout.px(22) * i + layout.px(11))
+        put(surface, line, at, size, TEXT, align="center")
+
+
+def _help(surface: pygame.Surface, layout: Layout) -> None:
+    area = surface.get_rect()
+    _shade(surface, area, 215)
+    row, size = layout.px(33), layout.px(16)
+    width = min(layout.px(500), area.width)
+    height = row * (len(BINDINGS) + 3)
+    card = Rect(0, 0, width, min(height, area.height))
+    card.center = area.center
+    pygame.draw.rect(surface, SURFACE, card, border_radius=layout.px(12))
+    pygame.draw.rect(surface, EDGE, card, width=1, border_radius=layout.px(12))
+    x, y = card.x + layout.px(28), card.y + row
+    put(surface, "Keys of the viewer", (x, y), layout.px(20), TEXT, bold=True)
+    for i, binding in enumerate(BINDINGS):
+        line = y + row * (i + 1) + layout.px(10)
+        cap = panel.keycap(surface, layout, binding.label, (x, line), lit=False)
+        at = (max(cap.right + layout.px(12), x + layout.px(110)), line)
+        put(surface, fit(binding.meaning, size, card.right - at[0] - 8), at, size, MUTED)
+
+
+def _shade(surface: pygame.Surface, place: Rect, alpha: int, radius: int = 0) -> None:
+    """Lay a dark, translucent sheet over `place`."""
+    sheet = pygame.Surface(place.size, pygame.SRCALPHA)
+    pygame.draw.rect(sheet, (*BACK, alpha), sheet.get_rect(), border_radius=radius)
+    surface.blit(sheet, place)

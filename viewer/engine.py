@@ -1,0 +1,364 @@
+"""The model in its own thread, behind a mailbox with the latest input.
+
+The window posts what is held and what is asked for, and never waits; the thread steps the
+session and publishes an immutable `Snapshot` after each change. Whatever goes wrong in the
+thread is in the snapshot, so that a window can show it.
+"""
+
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from worldmodel.viewer.meter import Rate
+from worldmodel.viewer.session import Context, Moment, Session
+
+from worldmodel.errors import UserError
+from worldmodel.world import World, WorldSpec
+
+TIMELINE = 40
+"""Moments published for the timeline."""
+
+MAX_DENOISE = 64
+
+
+@dataclass(frozen=True)
+class Advance:
+    """Take exactly one step under `keys` (and keep the pause)."""
+
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Say:
+    """Set the instruction; empty clears it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """Go back so many steps and pause."""
+
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Begin again, so many start scenes further on."""
+
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Pause (True), go on (False), or the other of the two (None)."""
+
+    on: bool | None = None
+
+
+@dataclass(frozen=True)
+class Denoise:
+    """Take twice as many denoising steps per frame, or half: models know powers of two."""
+
+    finer: bool
+
+
+Command = Advance | Say | Rewind | Restart | Pause | Denoise
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the loaded world says about itself."""
+
+    spec: WorldSpec
+    name: str
+    device: str
+    reason: str
+    dtype: str
+    threads: int
+    num_starts: int
+
+    @property
+    def line(self) -> str:
+        """One line, for instance 'device: cpu (no CUDA device found), bfloat16, 2 threads'."""
+        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else ""
+        kind = [part for part in (self.dtype, threads) if part]
+        return ", ".join([f"device: {self.device} ({self.reason})", *kind])
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything the window knows about the model, at one instant.
+
+    Attributes:
+        serial: grows with every change.
+        status: 'loading', 'playing', 'paused' or 'failed'.
+        info: None while loading.
+        now, timeline: the current moment, and some of those before it.
+        instruction: the instruction in force, or empty.
+        start: number of the start scene.
+        denoise_steps: denoising steps per frame, 0 where there are none.
+        steps_done: steps taken since the program began; rewinding does not lower it.
+        fps: steps per second lately. step_ms: milliseconds of the last step.
+        input_s: time (`time.perf_counter`) of the input that the current frame answers, or None.
+        notice: a sentence for the user, and when (`time.perf_counter`) it was written.
+        failure: what stopped the model, or in a strict engine the command.
+    """
+
+    serial: int = 0
+    status: str = "loading"
+    info: ModelInfo | None = None
+    now: Moment | None = None
+    timeline: tuple[Moment, ...] = ()
+    instruction: str = ""
+    start: int = 0
+    denoise_steps: int = 0
+    steps_done: int = 0
+    fps: float = 0.0
+    step_ms: float = 0.0
+    input_s: float | None = None
+    notice: str = ""
+    notice_s: float = 0.0
+    failure: Exception | None = None
+
+
+class Engine:
+    """Runs a session in its own thread.
+
+    Args:
+        load: makes the world; called in the thread, so that the window opens at once.
+        fps: steps per second aimed at; 0 for as many as possible.
+        start, context: where the session begins.
+        lockstep: begin paused and take steps only for `Advance`, for scripts; a command that
+            fails then counts as a failure instead of a notice.
+        on_change: called from the thread after each new snapshot.
+        on_step: called from the thread with each moment imagined, in order, none left out.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], World],
+        *,
+        fps: float = 0.0,
+        start: int = 0,
+        context: Callable[[WorldSpec], Context | None] | None = None,
+        lockstep: bool = False,
+        on_change: Callable[[], None] | None = None,
+        on_step: Callable[[Moment], None] | None = None,
+    ) -> None:
+        self._load, self._start, self._context = load, start, context
+        self._lockstep = lockstep
+        self._period_s = 1.0 / fps if fps > 0 else 0.0
+        self._on_change, self._on_step = on_change, on_step
+        self._lock = threading.Condition()
+        self._commands: deque[Command] = deque()
+        self._held: tuple[str, ...] = ()
+        self._tapped: set[str] = set()  # pressed since the last step, even if released again
+        self._input_s: float | None = None
+        self._stopping = False
+        self._due_s = 0.0
+        self._rate = Rate()
+        self._snapshot = Snapshot()
+        self._thread = threading.Thread(target=self._run, name="model", daemon=True)
+        self.busy_since_s: float | None = None
+        """When the step in progress began (`time.perf_counter`), None between steps."""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The latest state; safe to read from any thread."""
+        return self._snapshot
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 5.0) -> bool:
+        """End the thread after the step in progress. Returns whether it ended in time."""
+        with self._lock:
+            self._stopping = True
+            self._lock.notify()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def hold(self, keys: tuple[str, ...]) -> None:
+        """Say which keys are held now; the latest word counts."""
+        with self._lock:
+            if keys == self._held:
+                return
+            self._tapped.update(set(keys) - set(self._held))
+            self._held = keys
+            self._mark_input()
+            self._lock.notify()
+
+    def post(self, command: Command) -> None:
+        """Ask for something; commands are carried out in order."""
+        with self._lock:
+            self._commands.append(command)
+            if isinstance(command, Advance | Say):
+                self._mark_input()
+            self._lock.notify()
+
+    def _mark_input(self) -> None:
+        if self._input_s is None:
+            self._input_s = time.perf_counter()
+
+    # Everything below runs in the thread.
+
+    def _run(self) -> None:
+        try:
+            world = self._load()
+        except Exception as error:
+            self._fail(error)
+            return
+        try:
+            context = self._context(world.spec) if self._context else None
+            session = Session(world, self._start, context)
+            status = "paused" if self._lockstep else "playing"
+            self._publish(session, status=status, info=describe(world))
+            while (command := self._next()) is not None:
+                self._do(session, command)
+        except Exception as error:
+            self._fail(error)
+        finally:
+            world.close()
+
+    def _next(self) -> Command | None:
+        """Wait for what is to be done next: a command, or a step when one is due."""
+        with self._lock:
+            while not self._stopping:
+                if self._commands:
+                    return self._commands.popleft()
+                if self._snapshot.status == "playing":
+                    wait_s = self._due_s - time.perf_counter()
+                    if wait_s <= 0 or self._tapped:  # a fresh key does not wait for the pace
+                        held = {*self._held, *self._tapped}
+                        return Advance(tuple(sorted(held)))
+                    self._lock.wait(wait_s)
+                else:
+                    self._tapped.clear()
+                    self._input_s = None  # a pause is no latency
+                    self._lock.wait()
+        return None
+
+    def _do(self, session: Session, command: Command) -> None:
+        try:
+            self._carry_out(session, command)
+        except UserError as error:
+            if self._lockstep:
+                self._fail(error)
+            else:
+                self._refuse(session, str(error), pause=isinstance(command, Advance))
+        except Exception as error:
+            self._fail(error)
+
+    def _carry_out(self, session: Session, command: Command) -> None:
+        snapshot = self._snapshot
+        if snapshot.status == "failed" and not isinstance(command, Restart):
+            return
+        match command:
+            case Advance(keys):
+                self._step(session, keys)
+            case Say(text):
+                session.say(text)
+                self._publish(session)
+            case Rewind(steps):
+                session.rewind(steps)
+                self._publish(session, status="paused")
+            case Restart(offset):
+                session.restart(offset)
+                playing = not self._lockstep
+                self._publish(session, status="playing" if playing else "paused", failure=None)
+            case Pause(on):
+                paused = snapshot.status != "paused" if on is None else on
+                self._rate.restart()
+                self._due_s = time.perf_counter()
+                self._publish(session, status="paused" if paused else "playing")
+            case Denoise(finer):
+                now = getattr(session.world, "denoise_steps", 0)
+                if now:
+                    steps = min(MAX_DENOISE, now * 2) if finer else max(1, now // 2)
+                    session.world.denoise_steps = steps  # type: ignore[attr-defined]
+                self._publish(session)
+
+    def _step(self, session: Session, keys: tuple[str, ...]) -> None:
+        with self._lock:
+            input_s, self._input_s = self._input_s, None
+            self._tapped.clear()
+        begin_s = time.perf_counter()
+        self.busy_since_s = begin_s
+        try:
+            moment = session.advance(keys)
+        finally:
+            self.busy_since_s = None
+        end_s = time.perf_counter()
+        # The next step is due one period after this one was, not after it was taken; a model
+        # that is behind by more than that does not catch up.
+        was_due_s = min(self._due_s, begin_s)
+        late = begin_s - was_due_s > self._period_s
+        self._due_s = (begin_s if late else was_due_s) + self._period_s
+        if self._on_step:
+            self._on_step(moment)
+        self._publish(
+            session,
+            steps_done=self._snapshot.steps_done + 1,
+            fps=self._rate.tick(end_s),
+            step_ms=(end_s - begin_s) * 1e3,
+            input_s=input_s,
+        )
+        if session.ended and not self._lockstep:
+            self._refuse(session, "The episode has ended; R starts again.", pause=True)
+
+    def _refuse(self, session: Session, notice: str, pause: bool) -> None:
+        """Tell the user; after a step that cannot be taken also pause, or it would be retried."""
+        status = "paused" if pause else self._snapshot.status
+        self._publish(session, notice=notice, notice_s=time.perf_counter(), status=status)
+
+    def _publish(self, session: Session, **changes: object) -> None:
+        self._snapshot = replace(
+            self._snapshot,
+            **{
+                "serial": self._snapshot.serial + 1,
+                "now": session.now,
+                "timeline": session.timeline(TIMELINE),
+                "instruction": session.instruction,
+                "start": session.start,
+                "denoise_steps": getattr(session.world, "denoise_steps", 0),
+                "input_s": None,
+                **changes,
+            },
+        )
+        if self._on_change:
+            self._on_change()
+
+    def _fail(self, error: Exception) -> None:
+        if not isinstance(error, UserError):
+            traceback.print_exception(error, file=sys.stderr)
+        serial = self._snapshot.serial + 1
+        self._snapshot = replace(self._snapshot, serial=serial, status="failed", failure=error)
+        if self._on_change:
+            self._on_change()
+
+
+def describe(world: World) -> ModelInfo:
+    """Return what `world` says about itself; real environments have no device."""
+    device = str(getattr(world, "device", "none"))
+    torch = sys.modules.get("torch")
+    return ModelInfo(
+        spec=world.spec,
+        name=str(getattr(world, "checkpoint_name", world.spec.name)),
+        device=device,
+        reason=str(getattr(world, "device_reason", f"{world.spec.name} needs no model")),
+        dtype=str(getattr(world, "dtype", "")),
+        threads=torch.get_num_threads() if torch and device.startswith("cpu") else 0,
+        num_starts=int(getattr(world, "num_starts", 0)),
+    )

@@ -1,0 +1,79 @@
+"""Which key does what: the world's own keys from its action table, and the viewer's commands.
+
+Keys have the names that pygame gives them ('w', 'left', 'space'); no pygame here.
+"""
+
+from dataclasses import dataclass
+
+from worldmodel.actions import ActionRow, ActionTable
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A command of the viewer.
+
+    Attributes:
+        name: what it does, a word.
+        keys: names (or characters) of the keys; a key that the world uses goes to the world.
+        label: the keys as people write them.
+        meaning: a line for the help.
+        repeats: whether holding the key repeats it.
+    """
+
+    name: str
+    keys: tuple[str, ...]
+    label: str
+    meaning: str
+    repeats: bool = False
+
+
+BINDINGS = (
+    Binding("say", ("return", "enter", "/"), "Enter", "write a sentence to the world"),
+    Binding("clear", ("backspace",), "Backspace", "drop the instruction"),
+    Binding("pause", ("space",), "Space", "pause, go on"),
+    Binding("step", (".", "f3"), ".", "one single step", repeats=True),
+    Binding("rewind", (",", "[", "f2"), ",", "one step back in time", repeats=True),
+    Binding("restart", ("r", "f5"), "R", "start again from the same place"),
+    Binding("next", ("n", "f6"), "N", "next start"),
+    Binding("previous", ("p",), "P", "previous start"),
+    Binding("record", ("v", "f9"), "V", "record an MP4, on and off"),
+    Binding("finer", ("+", "=", "[+]"), "+", "more denoising steps", repeats=True),
+    Binding("faster", ("-", "[-]"), "-", "fewer denoising steps", repeats=True),
+    Binding("smooth", ("x", "f4"), "X", "smooth or sharp pixels"),
+    Binding("help", ("f1", "h"), "F1", "this help"),
+    Binding("fullscreen", ("f11",), "F11", "full screen"),
+    Binding("quit", ("escape",), "Esc", "leave"),
+)
+
+
+class Keymap:
+    """Key names to actions and commands, for one world."""
+
+    def __init__(self, table: ActionTable | None) -> None:
+        rows = table.rows if table else ()
+        self.actions = {row.key: row.key for row in rows} | _arrows(rows)
+        self.commands = {
+            key: binding for binding in BINDINGS for key in binding.keys if key not in self.actions
+        }
+
+    def action(self, key: str) -> str | None:
+        """Return the action table's key for a pressed key, or None."""
+        return self.actions.get(key)
+
+    def command(self, key: str, char: str = "") -> Binding | None:
+        """Return the command of a pressed key, by its name or else by the character it types."""
+        if key in self.actions:
+            return None
+        return self.commands.get(key) or self.commands.get(char)
+
+
+def _arrows(rows: tuple[ActionRow, ...]) -> dict[str, str]:
+    """Arrow keys by what they mean: ahead, back, and turning (or stepping where none turns)."""
+    side = "dyaw" if any(row.dyaw for row in rows) else "dy"
+    wanted = {"up": ("dx", 1), "down": ("dx", -1), "left": (side, 1), "right": (side, -1)}
+    arrows = {}
+    for arrow, (axis, sign) in wanted.items():
+        key = next((row.key for row in rows if getattr(row, axis) * sign > 0), None)
+        if key is not None:
+            arrows[arrow] = key
+    return arrows

@@ -1,0 +1,91 @@
+"""Where things stand in a window of any size. Pure arithmetic on rectangles."""
+
+from dataclasses import dataclass
+
+from pygame import Rect
+
+BASE = (1000, 800)
+"""Window size at which one unit is one pixel."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Rectangles in window pixels; those that find no room are empty.
+
+    Attributes:
+        unit: pixels per unit of length; type and margins grow with the window.
+        picture: the imagined frame.
+        panel: keys and figures, to the right.
+        sent: the line with the text sent to the model.
+        box: the text box.
+        timeline: the row of thumbnails.
+    """
+
+    unit: float
+    picture: Rect
+    panel: Rect
+    sent: Rect
+    box: Rect
+    timeline: Rect
+
+    def px(self, units: float) -> int:
+        """Return `units` in pixels, at least 1."""
+        return max(1, round(units * self.unit))
+
+    def thumb_at(self, index: int) -> Rect:
+        """Return the place of thumbnail `index`."""
+        side = self.timeline.height
+        step = side + self.px(4)
+        return Rect(self.timeline.x + index * step, self.timeline.y, side, side)
+
+    @property
+    def num_thumbs(self) -> int:
+        """How many thumbnails fit."""
+        if not self.timeline.height:
+            return 0
+        gap = self.px(4)
+        return max(0, (self.timeline.width + gap) // (self.timeline.height + gap))
+
+
+def make_layout(
+    size: tuple[int, int], aspect: float = 1.0, smooth: bool = True, frame_px: int = 64
+) -> Layout:
+    """Return the layout of a window.
+
+    Args:
+        size: width and height of the window, in pixels.
+        aspect: width of a frame divided by its height.
+        smooth: False to enlarge by whole factors only, so that pixels stay square.
+        frame_px: height of a frame in its own pixels.
+    """
+    width, height = max(1, size[0]), max(1, size[1])
+    unit = min(3.0, max(0.8, min(width / BASE[0], height / BASE[1])))
+    unit = round(unit * 20) / 20  # few different type sizes
+
+    def px(units: float) -> int:
+        return max(1, round(units * unit))
+
+    margin, gap = px(24), px(12)
+    wide = width >= px(640)
+    tall = height >= px(440)
+    panel_w = px(296) if wide else 0
+    inner = Rect(margin, margin, max(1, width - 2 * margin), max(1, height - 2 * margin))
+    left_w = max(1, inner.width - (panel_w + margin if wide else 0))
+
+    bottom = inner.bottom
+    timeline_h = px(46) if tall else 0
+    timeline = Rect(inner.x, bottom - timeline_h, left_w, timeline_h)
+    bottom = timeline.y - (gap if tall else 0)
+    box = Rect(inner.x, bottom - px(40), left_w, px(40))
+    sent = Rect(inner.x, box.y - px(8) - px(26), left_w, px(26))
+    area = Rect(inner.x, inner.y, left_w, max(1, sent.y - gap - inner.y))
+    panel = (
+        Rect(inner.right - panel_w, inner.y, panel_w, inner.height) if wide else Rect(0, 0, 0, 0)
+    )
+
+    picture_h = min(area.height, round(area.width / aspect))
+    if not smooth and picture_h > frame_px:
+        picture_h -= picture_h % frame_px
+    picture = Rect(0, 0, max(1, round(picture_h * aspect)), max(1, picture_h))
+    picture.center = area.center
+    return Layout(unit, picture, panel, sent, box, timeline)

@@ -1,0 +1,165 @@
+"""The panel beside the picture: the key table, the model's figures, where it runs."""
+
+import pygame
+from pygame import Rect
+from worldmodel.viewer.fonts import fit, measure, put, wrap
+from worldmodel.viewer.layout import Layout
+from worldmodel.viewer.theme import AMBER, BACK, EDGE, FAINT, MUTED, RAISED, SURFACE, TEAL, TEXT
+from worldmodel.viewer.view import ViewState
+
+from worldmodel.actions import ActionRow
+
+HINTS = (("Enter", "say"), ("Space", "pause"), ("F1", "help"))
+
+
+def draw_panel(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
+    """Draw the panel; what finds no room at the bottom is left out."""
+    place = layout.panel
+    pygame.draw.rect(surface, SURFACE, place, border_radius=layout.px(12))
+    pad = layout.px(22)
+    inner = Rect(place.x + pad, place.y + pad, place.width - 2 * pad, place.height - 2 * pad)
+    foot = inner.bottom - layout.px(24)
+    y = _title(surface, layout, view, inner)
+    for part in (_keys, _speed, _machine):
+        y = part(surface, layout, view, Rect(inner.x, y, inner.width, max(0, foot - y)))
+    _hints(surface, layout, inner)
+
+
+def keycap(
+    surface: pygame.Surface, layout: Layout, label: str, left: tuple[int, int], *, lit: bool
+) -> Rect:
+    """Draw a key with its left middle at `left`; lit while held. Returns its place."""
+    size = layout.px(13)
+    text = label.upper() if len(label) == 1 else label.capitalize()
+    width = max(layout.px(26), measure(text, size, bold=True) + layout.px(14))
+    place = Rect(left[0], left[1] - layout.px(13), width, layout.px(26))
+    radius = layout.px(5)
+    pygame.draw.rect(surface, BACK, place.move(0, layout.px(2)), border_radius=radius)
+    pygame.draw.rect(surface, AMBER if lit else RAISED, place, border_radius=radius)
+    if not lit:
+        pygame.draw.rect(surface, EDGE, place, width=1, border_radius=radius)
+    put(surface, text, place.center, size, BACK if lit else TEXT, bold=True, align="center")
+    return place
+
+
+def _title(surface: pygame.Surface, layout: Layout, view: ViewState, inner: Rect) -> int:
+    info, snapshot = view.snapshot.info, view.snapshot
+    name = info.name if info else "worldmodel"
+    y = inner.y + layout.px(12)
+    put(
+        surface,
+        fit(name, layout.px(24), inner.width, bold=True),
+        (inner.x, y),
+        layout.px(24),
+        TEXT,
+        bold=True,
+    )
+    y += layout.px(28)
+    if not info:
+        about = "loading"
+    elif info.num_starts:
+        about = f"imagined world, start {snapshot.start % info.num_starts + 1} of {info.num_starts}"
+    else:
+        about = f"{info.spec.name}, start {snapshot.start}"
+    put(surface, about, (inner.x, y), layout.px(14), MUTED)
+    return y + layout.px(30)
+
+
+def _heading(surface: pygame.Surface, layout: Layout, text: str, area: Rect) -> int:
+    y = area.y + layout.px(8)
+    place = put(surface, text.upper(), (area.x, y), layout.px(12), FAINT, bold=True)
+    line_x = place.right + layout.px(10)
+    if line_x < area.right:
+        pygame.draw.line(surface, EDGE, (line_x, y), (area.right, y))
+    return y + layout.px(26)
+
+
+def _keys(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rect) -> int:
+    info = view.snapshot.info
+    if not info or area.height < layout.px(80):
+        return area.y
+    y = _heading(surface, layout, "Keys", area)
+    row_h, size = layout.px(32), layout.px(15)
+    column = area.width // 2
+    for i, row in enumerate(info.spec.actions.rows):
+        at = (area.x + (i % 2) * column, y + (i // 2) * row_h)
+        if at[1] + row_h > area.bottom:
+            break
+        lit = row.key in view.held
+        cap = keycap(surface, layout, row.key, at, lit=lit)
+        x = cap.right + layout.px(8)
+        meaning = fit(_meaning(row), size, area.x + (i % 2 + 1) * column - x - 2)
+        put(surface, meaning, (x, at[1]), size, TEXT if lit else MUTED)
+    return y + -(-len(info.spec.actions.rows) // 2) * row_h + layout.px(6)
+
+
+def _meaning(row: ActionRow) -> str:
+    return row.name if len(row.name) > 1 else row.meaning
+
+
+def _speed(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rect) -> int:
+    if not view.snapshot.info or area.height < layout.px(120):
+        return area.y
+    y = _heading(surface, layout, "Speed", area) + layout.px(10)
+    latency = "-" if view.latency_ms is None else f"{view.latency_ms:.0f}"
+    figures = ((f"{view.snapshot.fps:.1f}", "frames / s"), (latency, "ms key to frame"))
+    for i, (value, unit) in enumerate(figures):
+        x = area.x + i * area.width // 2
+        put(surface, value, (x, y), layout.px(30), TEXT, bold=True)
+        put(surface, unit, (x, y + layout.px(26)), layout.px(13), MUTED)
+    y += layout.px(50)
+    chart = Rect(area.x, y, area.width, layout.px(34))
+    if chart.bottom + layout.px(20) > area.bottom:
+        return y
+    _sparkline(surface, layout, view, chart)
+    caption = f"{view.snapshot.step_ms:.0f} ms per step" if view.step_times_ms else "no step yet"
+    put(surface, caption, (area.x, chart.bottom + layout.px(12)), layout.px(13), MUTED)
+    return chart.bottom + layout.px(36)
+
+
+def _sparkline(surface: pygame.Surface, layout: Layout, view: ViewState, chart: Rect) -> None:
+    """Bars of the latest step times, scaled to twice their median."""
+    times = view.step_times_ms
+    width, gap = layout.px(3), layout.px(1)
+    times = times[-(chart.width // (width + gap)) :]
+    top = 2 * sorted(times)[len(times) // 2] if times else 1.0
+    pygame.draw.line(surface, EDGE, chart.bottomleft, chart.bottomright)
+    for i, value in enumerate(times):
+        height = max(1, round(chart.height * min(1.0, value / max(top, 1e-9))))
+        bar = Rect(chart.x + i * (width + gap), chart.bottom - height, width, height)
+        pygame.draw.rect(surface, TEAL if value <= top else AMBER, bar)
+
+
+def _machine(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rect) -> int:
+    info, snapshot = view.snapshot.info, view.snapshot
+    if not info or area.height < layout.px(90):
+        return area.y
+    y = _heading(surface, layout, "Machine", area)
+    size = layout.px(15)
+    threads = f"{info.threads} thread{'s' if info.threads > 1 else ''}" if info.threads else ""
+    rows = [
+        ("device", ", ".join(part for part in (info.device, threads) if part)),
+        ("numbers", info.dtype),
+        ("denoising", f"{snapshot.denoise_steps} steps  (+ -)" if snapshot.denoise_steps else ""),
+    ]
+    for label, value in rows:
+        if not value or y + layout.px(12) > area.bottom:
+            continue
+        put(surface, label, (area.x, y), size, MUTED)
+        x = area.x + layout.px(88)
+        put(surface, fit(value, size, area.right - x), (x, y), size, TEXT)
+        y += layout.px(24)
+    for line in wrap(info.reason, layout.px(13), area.width, most=2):
+        if y + layout.px(10) > area.bottom:
+            break
+        put(surface, line, (area.x, y), layout.px(13), FAINT)
+        y += layout.px(19)
+    return y
+
+
+def _hints(surface: pygame.Surface, layout: Layout, inner: Rect) -> None:
+    x, y = inner.x, inner.bottom - layout.px(6)
+    for key, meaning in HINTS:
+        cap = keycap(surface, layout, key, (x, y), lit=False)
+        text = put(surface, meaning, (cap.right + layout.px(6), y), layout.px(13), MUTED)
+        x = text.right + layout.px(10)

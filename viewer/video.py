@@ -1,0 +1,141 @@
+"""MP4 files of frames, written in a thread of their own so that encoding never delays the model."""
+
+import contextlib
+import queue
+import threading
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from worldmodel.errors import UserError
+
+MIN_SIDE = 512
+"""Small frames are enlarged by a whole factor to at least this many pixels."""
+
+CODECS = ("libx264", "mpeg4")
+MILLI = Fraction(1, 1000)
+
+
+class VideoWriter:
+    """Writes frames to `path`; the file appears there, whole, when closed.
+
+    Until then it grows as `<name>.part.mp4` in fragments of about a second: if the program is
+    killed, that file plays up to there, and an older file at `path` is untouched.
+
+    Args:
+        path: where the MP4 goes; its folder must exist.
+        fps: nominal frames per second.
+    """
+
+    def __init__(self, path: str | Path, fps: float) -> None:
+        self.path = Path(path)
+        self.frames = 0
+        self._part = self.path.with_name(f"{self.path.stem}.part.mp4")
+        self._fps = max(1.0, fps)
+        self._queue: queue.Queue[tuple[np.ndarray, float] | None] = queue.Queue(maxsize=256)
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="video", daemon=True)
+        self._thread.start()
+
+    def add(self, frame: np.ndarray, at_s: float | None = None) -> None:
+        """Append a frame, uint8 RGB [H, W, 3].
+
+        Args:
+            frame: the picture; it must not be changed afterwards.
+            at_s: seconds since the recording began; by default one frame interval after the
+                previous frame.
+        """
+        at_s = self.frames / self._fps if at_s is None else at_s
+        self.frames += 1
+        self._queue.put((frame, at_s))
+
+    def close(self) -> Path | None:
+        """Finish the file. Returns its path, or None if no frame came.
+
+        Raises:
+            UserError: the file could not be written.
+        """
+        self._queue.put(None)
+        self._thread.join()
+        if self._error:
+            raise UserError(f"Cannot write the video '{self.path}': {self._error}.")
+        return self.path if self.frames else None
+
+    def _run(self) -> None:
+        try:
+            self._write()
+        except Exception as error:
+            self._error = error
+            while self._queue.get() is not None:  # nobody may block on a full queue
+                pass
+
+    def _write(self) -> None:
+        item = self._queue.get()
+        if item is None:
+            return
+        import av
+
+        options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+        with av.open(str(self._part), "w", format="mp4", options=options) as container:
+            stream = _add_stream(container, item[0].shape, self._fps)
+            last = -1
+            while item is not None:
+                frame, at_s = item
+                picture = av.VideoFrame.from_ndarray(_enlarge(frame), format="rgb24")
+                last = max(last + 1, round(at_s * 1000))  # time stamps must grow
+                picture.pts, picture.time_base = last, MILLI
+                container.mux(stream.encode(picture))
+                item = self._queue.get()
+            container.mux(stream.encode(None))
+        _defragment(self._part, self.path)
+
+
+def _add_stream(container: Any, shape: tuple[int, ...], fps: float) -> Any:
+    import av
+
+    codec = next(name for name in CODECS if name in av.codecs_available)
+    options = (
+        {"preset": "veryfast", "tune": "zerolatency", "crf": "17"}
+        if codec == "libx264"
+        else {"qscale": "3"}
+    )
+    stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
+    stream.options = options
+    stream.pix_fmt = "yuv420p"
+    stream.height, stream.width = (side * _factor(shape) for side in shape[:2])
+    stream.height, stream.width = stream.height & ~1, stream.width & ~1  # yuv420p wants even
+    stream.codec_context.time_base = MILLI
+    stream.codec_context.gop_size = max(1, round(fps))
+    return stream
+
+
+def _factor(shape: tuple[int, ...]) -> int:
+    return max(1, -(-MIN_SIDE // min(shape[:2])))
+
+
+def _enlarge(frame: np.ndarray) -> np.ndarray:
+    factor = _factor(frame.shape)
+    large = frame.repeat(factor, axis=0).repeat(factor, axis=1)
+    return np.ascontiguousarray(large[: large.shape[0] & ~1, : large.shape[1] & ~1])
+
+
+def _defragment(part: Path, path: Path) -> None:
+    """Copy the fragments into a plain, seekable MP4 at `path` and drop them."""
+    import av
+
+    whole = path.with_name(f"{path.stem}.whole.mp4")
+    try:
+        with av.open(str(part)) as source, av.open(str(whole), "w", format="mp4") as target:
+            video = source.streams.video[0]
+            copy = target.add_stream_from_template(video)
+            for packet in source.demux(video):
+                if packet.dts is not None:
+                    packet.stream = copy
+                    target.mux(packet)
+        whole.replace(path)
+        part.unlink()
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            whole.unlink()
