@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from worldmodel.datasets.store import EpisodeStore
 
+from worldmodel.datasets.store import EpisodeStore
 from worldmodel.errors import UserError
 
 _ROUNDS = 4  # of the Feistel network: three make a pseudo-random permutation, four a strong one

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
-from worldmodel.datasets.store import EpisodeStore, EpisodeWriter
 
 from worldmodel.actions import Action
+from worldmodel.datasets.store import EpisodeStore, EpisodeWriter
 from worldmodel.errors import UserError
 from worldmodel.world import Annotation, Episode, Step, World, WorldSpec
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
+
 from worldmodel.datasets.clips import splits
 from worldmodel.datasets.schema import SCHEMA_VERSION, annotations_from
 from worldmodel.datasets.store import EpisodeStore, leftovers, remove_leftovers, strays
-
 from worldmodel.errors import UserError, suggest
 from worldmodel.world import Episode
 

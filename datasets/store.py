@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import zarr
-from worldmodel.datasets import schema
-from worldmodel.datasets.schema import EPISODES, SHARD_FRAMES, TEMPORARY, EpisodeId
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from worldmodel.datasets import schema
+from worldmodel.datasets.schema import EPISODES, SHARD_FRAMES, TEMPORARY, EpisodeId
 from worldmodel.errors import UserError
 from worldmodel.world import Annotation, Episode, WorldSpec
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from worldmodel.envs.doom.textures import THEMES
 
+from worldmodel.envs.doom.textures import THEMES
 from worldmodel.world import Annotation, Episode, Facts, WorldSpec
 
 DARK, BRIGHT = 0.3, 0.75  # light below is dark, from is bright; between is dim

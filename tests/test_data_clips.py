@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from worldmodel.datasets.clips import ClipIndex, permute, splits
-from worldmodel.datasets.store import EpisodeStore, EpisodeWriter
 
 from worldmodel.actions import ActionRow, ActionTable
+from worldmodel.datasets.clips import ClipIndex, permute, splits
+from worldmodel.datasets.store import EpisodeStore, EpisodeWriter
 from worldmodel.errors import UserError
 from worldmodel.world import Episode, WorldSpec
 

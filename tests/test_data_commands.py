@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from worldmodel.datasets.commands import DataConfig, main
-from worldmodel.datasets.store import EpisodeStore, EpisodeWriter
 
 from worldmodel.actions import ActionRow, ActionTable
+from worldmodel.datasets.commands import DataConfig, main
+from worldmodel.datasets.store import EpisodeStore, EpisodeWriter
 from worldmodel.errors import UserError
 from worldmodel.world import Annotation, Episode, WorldSpec
 

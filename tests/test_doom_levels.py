@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from worldmodel.envs.doom import textures, wad
 from worldmodel.envs.doom.levels import (
     DARK_LIGHT,

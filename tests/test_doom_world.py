@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+
 from worldmodel.envs import make_world
 from worldmodel.envs.doom import world as world_module
 from worldmodel.envs.doom.levels import (
@@ -17,7 +18,6 @@ from worldmodel.envs.doom.levels import (
     Thing,
 )
 from worldmodel.envs.doom.world import ACTIONS, RAYS, DoomWorld
-
 from worldmodel.errors import UserError
 
 KEYS = ["w", "w", "a", "w+a", "d", "s", "q", "e", "w+e", "a", "a", "none", "s+d", "w"]

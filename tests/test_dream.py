@@ -164,7 +164,10 @@ def test_bad_sentences_are_refused_and_leave_the_dream_alone(text):
 
 def test_any_unicode_is_taken():
     dream = make_dream()
-    assert dream.say("geh \u202eüber\x1b[0m die Brücke 🌉\n") == "instruction: geh über[0m die brücke 🌉"
+    assert (
+        dream.say("geh \u202eüber\x1b[0m die Brücke 🌉\n")
+        == "instruction: geh über[0m die brücke 🌉"
+    )
     assert dream.step(None).text.startswith("instruction: geh")
     assert dream.say(None) == ""
     assert dream.step(None).text == ""

@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from worldmodel.encoders.rae import RAEConfig
 from worldmodel.train.core import CoreTraining
 from worldmodel.train.encoder import EncoderTraining
 from worldmodel.train.loop import LoopConfig
 from worldmodel.train.samples import Mixture
-
-from worldmodel.encoders.rae import RAEConfig
 
 
 @dataclass(frozen=True)

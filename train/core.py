@@ -5,11 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from worldmodel.train.samples import KINDS, Sampler
 
 from worldmodel.flow import Predict, draw_levels, flow_loss, mix, sample, shortcut_target
 from worldmodel.moe import FeedForward
 from worldmodel.sequence import Batch, Document, Text, attention_mask, pack
+from worldmodel.train.samples import KINDS, Sampler
 from worldmodel.transformer import Core
 
 

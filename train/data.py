@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
-from worldmodel.datasets.store import EpisodeStore
 
+from worldmodel.datasets.store import EpisodeStore
 from worldmodel.errors import UserError
 from worldmodel.world import Annotation, WorldSpec
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from worldmodel.train.data import Recordings
 
 from worldmodel.encoders.rae import RAE, RAEConfig, ViTBlock, to_pixels
 from worldmodel.text import PAD, TextTokenizer
+from worldmodel.train.data import Recordings
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
-from worldmodel.train.optim import build_optimizers, learning_rate
 
 from worldmodel.errors import UserError
+from worldmodel.train.optim import build_optimizers, learning_rate
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ class LoopConfig:
 class Task(Protocol):
     """Something to train."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+        ...
 
     def losses(self, step: int) -> dict[str, torch.Tensor]:
         """Return scalar losses of one step; 'loss' is the one that is minimised."""
@@ -124,9 +127,8 @@ def _update_average(
     """Exponential moving average; the decay grows with the step so that early ones fade."""
     decay = min(decay, (1 + step) / (10 + step)) if decay else 0.0
     state = module.state_dict()
-    torch._foreach_lerp_(
-        [average[k] for k in state], [v.float() for v in state.values()], 1 - decay
-    )
+    for name, value in state.items():
+        average[name].lerp_(value.float(), 1 - decay)
 
 
 def save_state(

@@ -13,12 +13,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from worldmodel.train.config import TrainConfig
-from worldmodel.train.core import CoreTask
-from worldmodel.train.data import Recordings, load_recordings
-from worldmodel.train.encoder import DecoderTask, EncoderTask, build_rae, measure_latents
-from worldmodel.train.loop import fit
-from worldmodel.train.samples import Sampler, python_prose
 
 from worldmodel import checkpoint as checkpoints
 from worldmodel.actions import FORMS
@@ -27,6 +21,12 @@ from worldmodel.devices import choose_device
 from worldmodel.encoders.rae import RAE
 from worldmodel.errors import UserError, suggest
 from worldmodel.text import TextTokenizer, train_tokenizer
+from worldmodel.train.config import TrainConfig
+from worldmodel.train.core import CoreTask
+from worldmodel.train.data import Recordings, load_recordings
+from worldmodel.train.encoder import DecoderTask, EncoderTask, build_rae, measure_latents
+from worldmodel.train.loop import fit
+from worldmodel.train.samples import Sampler, python_prose
 from worldmodel.transformer import Core, CoreConfig
 
 Module = TypeVar("Module", bound=nn.Module)

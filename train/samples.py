@@ -13,11 +13,11 @@ commanded    I A I T I A I A ...  the same with actions
 from dataclasses import dataclass, field
 
 import numpy as np
-from worldmodel.train.data import Recordings
 
 from worldmodel.actions import ActionTable
 from worldmodel.sequence import Document, Frame, Text
 from worldmodel.text import EOS, TextTokenizer
+from worldmodel.train.data import Recordings
 
 KINDS = ("text", "caption", "imagine", "question", "video", "action", "instructed", "commanded")
 

@@ -22,7 +22,7 @@ from worldmodel.actions import Action
 from worldmodel.checkpoint import Checkpoint
 from worldmodel.devices import choose_device, choose_dtype
 from worldmodel.errors import UserError
-from worldmodel.flow import mix, sample
+from worldmodel.flow import Predict, mix, sample
 from worldmodel.sequence import FOREVER, Text, attention_mask, pack
 from worldmodel.text import BOI, BOS, EOI, EOS, clean_sentence
 from worldmodel.transformer import KVCache
@@ -118,22 +118,17 @@ class Engine:
         words = [
             [*b, *s.pending, *text, BOI] for b, s, text in zip(bos, streams, texts, strict=True)
         ]
-        pass_ = _Pass(self, streams, words)
+        led = _Pass(self, streams, words)
         if given is None:
-            predict = pass_.predict
+            predict = led.predict
             if guidance != 1.0:
-                plain = _Pass(self, [_unled(s) for s in streams], [[*b, BOI] for b in bos])
-
-                def predict(z: torch.Tensor, t: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
-                    free = plain.predict(z, t, d)
-                    return free + guidance * (pass_.predict(z, t, d) - free)
-
-            strides = self.core.config.strides
-            given = sample(predict, noise[0], denoise_steps, strides)
-        kept = pass_.commit(given, noise[1])
+                free = _Pass(self, [_unled(s) for s in streams], [[*b, BOI] for b in bos])
+                predict = _guided(led.predict, free.predict, guidance)
+            given = sample(predict, noise[0], denoise_steps, self.core.config.strides)
+        kept = led.commit(given, noise[1])
         followed = []
         for i, stream in enumerate(streams):
-            extra = self._segments(stream, kept[i], len(bos[i]), len(texts[i]))
+            extra = self._segments(stream, kept[i], len(bos[i]))
             step = stream.step + 1
             alive = tuple(s for s in (*stream.segments, *extra) if s.expire > step)
             followed.append(
@@ -148,11 +143,10 @@ class Engine:
             )
         return followed
 
-    def _segments(self, stream: Stream, kv: torch.Tensor, bos: int, action: int) -> list[Segment]:
+    def _segments(self, stream: Stream, kv: torch.Tensor, bos: int) -> list[Segment]:
         """Cut a step's keys and values into what is kept, what is an instruction, the rest."""
         told = len(stream.pending)
         parts = kv.split([bos, told, kv.shape[3] - bos - told], dim=3)
-        del action  # expires with its frame
         found = [
             Segment(parts[0], FOREVER),
             Segment(parts[1], FOREVER, instruction=True),
@@ -265,6 +259,16 @@ class _Pass:
         return core.draw(hidden[:, before : before + n])
 
 
+def _guided(led: Predict, free: Predict, weight: float) -> Predict:
+    """Predictions `weight` times as far from `free` as those of `led` are."""
+
+    def predict(z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
+        without = free(z, t, stride)
+        return without + weight * (led(z, t, stride) - without)
+
+    return predict
+
+
 def _unled(stream: Stream) -> Stream:
     """The stream without its instruction, for guidance."""
     kept = tuple(s for s in stream.segments if not s.instruction)
@@ -298,7 +302,8 @@ class Dream:
         self.denoise_steps = denoise_steps
         self.guidance = guidance
         self.device_reason = device_reason
-        self._seed = seed
+        self._seed = seed  # of the noise, for the life of the dream
+        self._number = 0  # which start; takes part in the noise, so that each has its own
         self._streams: list[Stream] = []
         self._start = 0
 
@@ -381,14 +386,15 @@ class Dream:
         """Start again from a bundled context, or from frames of your own.
 
         Args:
-            seed: number of the bundled start (modulo `num_starts`), and of the noise.
+            seed: number of the bundled start (modulo `num_starts`); the noise is a function of
+                it and of the seed that the dream was made with. None keeps the last one.
             frames: uint8 [n, H, W, 3], n >= 1, to start from instead.
             actions: the n - 1 actions between them; left out, no action text is given.
 
         Raises:
             UserError: frames of another size or type, or not n - 1 actions.
         """
-        self._seed = self._seed if seed is None else seed
+        self._number = self._number if seed is None else seed
         frames, told = self._context(frames, actions)
         latents = self.engine.see(frames)
         stream = Stream()
@@ -469,6 +475,7 @@ class Dream:
                 self.engine, self.denoise_steps, self.guidance, self._seed, self.device_reason
             )
             copy._streams, copy._start = list(self._streams), self._start
+            copy._number = self._number
             copies.append(copy)
         return copies
 
@@ -496,9 +503,10 @@ class Dream:
         self._streams.clear()
 
     def _noise(self, step: int) -> torch.Tensor:
-        """Noise [2, 1, N, C] of a step: a function of the seed and the step alone."""
+        """Noise [2, 1, N, C] of a step: a function of seed, start and step alone."""
         config = self.engine.core.config
-        generator = torch.Generator().manual_seed((self._seed % 2**31) * 1_000_003 + step)
+        state = np.random.SeedSequence([abs(self._seed), abs(self._number), step])
+        generator = torch.Generator().manual_seed(int(state.generate_state(1)[0]))
         shape = (2, 1, config.frame_tokens, config.channels)
         return torch.randn(shape, generator=generator).to(self.engine.device)
 
@@ -507,7 +515,7 @@ class Dream:
     ) -> tuple[np.ndarray, list[str]]:
         checkpoint, table = self.engine.checkpoint, self.spec.actions
         if frames is None:
-            index = self._seed % self.num_starts
+            index = self._number % self.num_starts
             keys = checkpoint.start_keys[index]
             told = [table.text(table.from_mask(int(mask))) for mask in keys]
             return checkpoint.start_frames[index], told

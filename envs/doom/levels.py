@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+
 from worldmodel.envs.doom import textures
 
 UNITS_PER_METRE = 32.0

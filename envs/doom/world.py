@@ -12,10 +12,10 @@ from typing import Any
 import cv2
 import numpy as np
 import vizdoom
-from worldmodel.envs.doom import wad
-from worldmodel.envs.doom.levels import KINDS, SPLITS, UNITS_PER_METRE, Level, make_level
 
 from worldmodel.actions import Action, ActionRow, ActionTable
+from worldmodel.envs.doom import wad
+from worldmodel.envs.doom.levels import KINDS, SPLITS, UNITS_PER_METRE, Level, make_level
 from worldmodel.errors import UserError, suggest
 from worldmodel.world import Step, WorldSpec
 
