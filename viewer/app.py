@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from worldmodel.errors import UserError
 from worldmodel.evaluate.scenario import Scenario, load_scenario
 from worldmodel.viewer.config import PlayConfig
 from worldmodel.viewer.engine import Engine, Snapshot
@@ -20,8 +21,6 @@ from worldmodel.viewer.window import (
     prepare_environment,
     require_display,
 )
-
-from worldmodel.errors import UserError
 from worldmodel.world import World
 
 DEFAULT_FPS = 12.0
@@ -60,6 +59,8 @@ def _play(cfg: PlayConfig, scenario: Scenario | None, load: Callable[..., World]
         fps=cfg.fps or DEFAULT_FPS,
         steady=scenario is not None,
     )
+    # A real world that starts in itself needs only the seed.
+    given = scenario.start if scenario and scenario.start.world != cfg.world else None
     watched = cfg.fps > 0 and not cfg.headless
     player = ScriptPlayer(scenario, 1 / cfg.fps if watched else 0.0) if scenario else None
     open_window(cfg.width, cfg.height, "worldmodel", cfg.headless, cfg.fullscreen)
@@ -69,7 +70,7 @@ def _play(cfg: PlayConfig, scenario: Scenario | None, load: Callable[..., World]
             partial(load_world, cfg, scenario, load),
             fps=cfg.fps,
             start=_start(cfg, scenario),
-            context=partial(make_context, scenario.start) if scenario else None,
+            context=partial(make_context, given) if given else None,
             lockstep=scenario is not None,
             on_change=window.wake,
             on_step=tape.add,

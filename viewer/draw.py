@@ -2,6 +2,7 @@
 
 import pygame
 from pygame import Rect
+
 from worldmodel.viewer import panel
 from worldmodel.viewer.engine import Snapshot
 from worldmodel.viewer.fonts import fit, measure, printable, put, wrap

@@ -13,10 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from worldmodel.errors import UserError
 from worldmodel.viewer.meter import Rate
 from worldmodel.viewer.session import Context, Moment, Session
-
-from worldmodel.errors import UserError
 from worldmodel.world import World, WorldSpec
 
 TIMELINE = 40

@@ -2,12 +2,12 @@
 
 import pygame
 from pygame import Rect
+
+from worldmodel.actions import ActionRow
 from worldmodel.viewer.fonts import fit, measure, put, wrap
 from worldmodel.viewer.layout import Layout
 from worldmodel.viewer.theme import AMBER, BACK, EDGE, FAINT, MUTED, RAISED, SURFACE, TEAL, TEXT
 from worldmodel.viewer.view import ViewState
-
-from worldmodel.actions import ActionRow
 
 HINTS = (("Enter", "say"), ("Space", "pause"), ("F1", "help"))
 

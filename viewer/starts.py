@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-from worldmodel.evaluate.scenario import Start
-from worldmodel.viewer.session import Context
 
 from worldmodel.actions import Action
 from worldmodel.errors import UserError
+from worldmodel.evaluate.scenario import Start
+from worldmodel.viewer.session import Context
 from worldmodel.world import WorldSpec
 
 CONTEXT_FRAMES = 4

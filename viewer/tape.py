@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from worldmodel.viewer.session import Moment
-from worldmodel.viewer.video import VideoWriter
 
 from worldmodel.errors import UserError
+from worldmodel.viewer.session import Moment
+from worldmodel.viewer.video import VideoWriter
 
 
 class Tape:

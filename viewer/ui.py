@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pygame
+
+from worldmodel.errors import UserError
+from worldmodel.text import clean_sentence
 from worldmodel.viewer.draw import draw, thumbs
 from worldmodel.viewer.engine import (
     Advance,
@@ -27,9 +30,6 @@ from worldmodel.viewer.tape import Tape
 from worldmodel.viewer.textbox import TextBox
 from worldmodel.viewer.view import ViewState
 from worldmodel.viewer.window import set_mode
-
-from worldmodel.errors import UserError
-from worldmodel.text import clean_sentence
 
 TICK_MS = 16
 ANIMATION_S = 0.05

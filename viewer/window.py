@@ -127,6 +127,7 @@ def set_mode(size: tuple[int, int], fullscreen: bool):
 
 def _icon():
     import pygame
+
     from worldmodel.viewer.theme import AMBER, BACK, TEAL
 
     icon = pygame.Surface((64, 64), pygame.SRCALPHA)
