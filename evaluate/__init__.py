@@ -1,0 +1,1 @@
+"""Evaluation: metrics, inverse dynamics, suites, reports."""

@@ -1,0 +1,28 @@
+"""The configuration of `worldmodel eval`; the same keys as conf/eval.yaml."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What to evaluate, on what, and how much of it. Each key is explained in conf/eval.yaml."""
+
+    suite: str = "quick"
+    checkpoint: str = "doom-nano"
+    store: str = "data/doom.zarr"
+    split: str = "val"
+    out: str = "runs/eval"
+    clips: int = 64
+    context: int = 4
+    horizon: int = 32
+    starts: int = 4
+    key_steps: int = 64
+    batch: int = 16
+    texts: int = 256
+    instructions: tuple[str, ...] = ("turn right", "turn left", "go forward")
+    idm: str = "auto"
+    device: str = "auto"
+    dtype: str = "auto"
+    denoise_steps: int = 4
+    guidance: float = 1.0
+    seed: int = 0
