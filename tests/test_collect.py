@@ -13,11 +13,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+
 from worldmodel.datasets.collect import CollectConfig, main
 from worldmodel.datasets.commands import DataConfig
 from worldmodel.datasets.commands import main as data
 from worldmodel.datasets.store import EpisodeStore
-
 from worldmodel.errors import UserError
 
 # Spawned workers import it by name, so it is a file on sys.path and not a part of this test.

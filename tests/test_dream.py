@@ -6,11 +6,12 @@ import torch
 
 from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.checkpoint import Checkpoint
-from worldmodel.dream import Dream, Engine
+from worldmodel.dream import Dream
 from worldmodel.encoders.rae import RAE, RAEConfig
 from worldmodel.errors import UserError
 from worldmodel.sequence import Frame, Text, attention_mask, pack
-from worldmodel.text import train_tokenizer
+from worldmodel.stream import Engine, Pass
+from worldmodel.text import BOI, train_tokenizer
 from worldmodel.transformer import Core, CoreConfig
 from worldmodel.world import WorldSpec
 
@@ -78,13 +79,10 @@ def test_incremental_equals_full_forward(ffn):
             spans.append((TABLE.text(action), "action"))
         z, t, d = torch.randn(1, 16, 32), torch.tensor([0.3]), torch.tensor([3])
         # The prediction for a noised frame, on the cache ...
-        from worldmodel.dream import _Pass
-        from worldmodel.text import BOI
-
         stream = dream._stream
         ids = [*stream.pending, *(encode(TABLE.text(action)) if action is not None else []), BOI]
         with torch.inference_mode():
-            cached = _Pass(engine, [stream], [ids]).predict(z, t, d)
+            cached = Pass(engine, [stream], [ids]).predict(z, t, d)
         # ... and as the target of the last frame in one forward over everything.
         words.append(spans)
         document = []

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+
 from worldmodel.envs import annotate, language, make_policy
 from worldmodel.envs.doom.textures import THEMES
 from worldmodel.envs.doom.world import SPEC, DoomWorld
-
 from worldmodel.world import Episode, WorldSpec
 
 RED, GREEN = SPEC.objects.index("red torch"), SPEC.objects.index("green pillar")

@@ -3,11 +3,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+
+from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.envs import make_policy
 from worldmodel.envs.doom.world import DoomWorld
 from worldmodel.envs.policies import POLICIES
-
-from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.errors import UserError
 from worldmodel.world import Step, WorldSpec
 

@@ -1,10 +1,10 @@
 """The scenario file: what it accepts, what it refuses and how, what it compiles to."""
 
 import pytest
-from worldmodel.evaluate.scenario import Cue, Start, compile_scenario, load_scenario, parse_scenario
 
 from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.errors import UserError
+from worldmodel.evaluate.scenario import Cue, Start, compile_scenario, load_scenario, parse_scenario
 
 TABLE = ActionTable(
     tuple(ActionRow(f"key {k}", k, f"does {k}", dx=float(i)) for i, k in enumerate("wasd"))

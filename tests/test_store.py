@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+
+from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.datasets import schema
 from worldmodel.datasets.store import (
     EpisodeStore,
@@ -17,8 +19,6 @@ from worldmodel.datasets.store import (
     remove_leftovers,
     strays,
 )
-
-from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.errors import UserError
 from worldmodel.world import Annotation, Episode, WorldSpec
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from worldmodel.datasets.store import EpisodeStore, leftovers, remove_leftovers
 
 WRITE = """

@@ -13,6 +13,9 @@ import yaml
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 import pygame
+
+import worldmodel
+from worldmodel.errors import UserError
 from worldmodel.evaluate.scenario import Start, parse_scenario
 from worldmodel.viewer.config import PlayConfig
 from worldmodel.viewer.draw import draw, thumbs
@@ -34,9 +37,6 @@ from worldmodel.viewer.session import Moment, Session, spread
 from worldmodel.viewer.starts import make_context
 from worldmodel.viewer.textbox import TextBox
 from worldmodel.viewer.view import ViewState
-
-import worldmodel
-from worldmodel.errors import UserError
 
 TOY = runpy.run_path(str(Path(__file__).with_name("viewer_toy.py")))
 ToyDream, TABLE = TOY["ToyDream"], TOY["TABLE"]

@@ -48,7 +48,7 @@ def display():
 class Player:
     """A running viewer, with a person at its keyboard."""
 
-    def __init__(self, display, folder, arguments, env):
+    def __init__(self, display, folder, arguments, env, program=(TOY,)):
         hidden = ("WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
         plain = {key: value for key, value in os.environ.items() if key not in hidden}
         self.log = folder / "texts.log"
@@ -57,7 +57,7 @@ class Player:
         self.output = folder / "output.txt"
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, TOY, f"report={self.report}", "fps=20", *arguments],
+                [sys.executable, *program, f"report={self.report}", "fps=20", *arguments],
                 env=self.env | env,
                 cwd=folder,
                 stdout=output,
@@ -98,8 +98,8 @@ class Player:
 def player(display, tmp_path):
     running = []
 
-    def start(*arguments, **env):
-        running.append(Player(display, tmp_path, arguments, env))
+    def start(*arguments, program=(TOY,), **env):
+        running.append(Player(display, tmp_path, arguments, env, program))
         return running[-1]
 
     yield start
@@ -218,3 +218,23 @@ def test_a_script_plays_in_a_window_and_leaves(player, tmp_path):
     viewer.do("key", "s")  # the keyboard does not interfere
     report = viewer.leaves()
     assert [event["text"] for event in report["events"]] == ["action: w"] * 30
+
+
+def test_the_shipped_model_is_driven_by_keys_and_a_sentence(player):
+    """The real command and the bundled checkpoint, from the keyboard to the report."""
+    viewer = player(program=("-P", "-m", "worldmodel.cli", "play"))
+    until(lambda: "first imagined frame" in viewer.output.read_text(), 60)
+    viewer.do("keydown", "w")
+    time.sleep(1.5)
+    viewer.do("keyup", "w", "key", "Return")
+    time.sleep(0.3)
+    viewer.do("type", "--delay", "60", "turn right")
+    viewer.do("key", "Return")
+    time.sleep(1.5)
+    viewer.do("key", "Escape")
+    report = viewer.leaves()
+    texts = [event["text"] for event in report["events"]]
+    assert "action: w" in texts
+    assert "instruction: turn right" in texts
+    assert report["checkpoint"] == "doom-nano"
+    assert viewer.output.read_text().startswith("device: ")

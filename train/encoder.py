@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from worldmodel.encoders.rae import RAE, RAEConfig, ViTBlock, to_pixels
+from worldmodel.errors import UserError
 from worldmodel.text import PAD, TextTokenizer
 from worldmodel.train.data import Recordings
 
@@ -69,6 +70,11 @@ class EncoderTask:
         self.config = config
         self.frames = torch.from_numpy(recordings.frames)
         self.captions = recordings.captions()
+        if not self.captions:
+            raise UserError(
+                "The store has no captions, and the encoder learns from frames with captions. "
+                "Collect from a world that gives facts, for example: worldmodel collect env=doom"
+            )
         texts = sorted({text for _, text in self.captions})
         self.text_ids = {text: i for i, text in enumerate(texts)}
         self.tokens = _pad([tokenizer.encode(text)[:32] for text in texts])

@@ -173,19 +173,30 @@ def load_state(
         module.load_state_dict(
             {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
         )
+        for key in average:
+            average[key].copy_(tensors[f"average/{key}"])
+        for i, optimizer in enumerate(optimizers):
+            _load_optimizer(optimizer, tensors, f"optimizer/{i}/")
+        if any(key.startswith(f"optimizer/{len(optimizers)}/") for key in tensors):
+            raise ValueError("it was made with another optimiser")
     except Exception as error:
         raise UserError(
             f"'{path}' cannot be resumed ({str(error).splitlines()[0]}). Delete the folder to "
             "start again, or use the configuration that it was made with."
         ) from None
-    for key in average:
-        average[key].copy_(tensors[f"average/{key}"])
-    for i, optimizer in enumerate(optimizers):
-        saved = optimizer.state_dict()
-        saved["state"] = {}
-        for key, value in tensors.items():
-            if key.startswith(f"optimizer/{i}/"):
-                index, name = key.split("/")[2:]
-                saved["state"].setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict(saved)
     return step
+
+
+def _load_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], prefix: str
+) -> None:
+    saved = optimizer.state_dict()
+    saved["state"] = {}
+    for key, value in tensors.items():
+        if key.startswith(prefix):
+            index, name = key.split("/")[2:]
+            saved["state"].setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(saved)
+    for p, state in optimizer.state.items():  # torch does not look at the shapes
+        if any(value.ndim and value.shape != p.shape for value in state.values()):
+            raise ValueError("it was made with another optimiser")

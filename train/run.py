@@ -59,8 +59,17 @@ def main(config: TrainConfig) -> int:
     print(f"device: {device} ({reason})", flush=True)
     recordings = load_recordings(config.store, "train", config.episodes)
     print(f"{recordings.num_episodes} episodes, {len(recordings.frames)} frames", flush=True)
+    size, spec = config.rae.size, recordings.spec
+    if (spec.height, spec.width) != (size, size):
+        raise UserError(
+            f"The frames of '{config.store}' are {spec.width}x{spec.height} pixels, but rae.size "
+            f"is {size}. Set rae.size to the size of the frames, which must be square."
+        )
     run = Run(config, Path(config.out), device, recordings, python_prose())
-    run.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"out={config.out} cannot be written: {error.strerror}.") from None
     stages = {
         "tokenizer": train_text,
         "encoder": train_encoder,

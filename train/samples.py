@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from worldmodel.actions import ActionTable
+from worldmodel.errors import UserError
 from worldmodel.sequence import Document, Frame, Text
 from worldmodel.text import EOS, TextTokenizer
 from worldmodel.train.data import Recordings
@@ -50,7 +51,7 @@ class Mixture:
     def shares(self) -> np.ndarray:
         """Shares of `KINDS`, summing to 1."""
         shares = np.array([getattr(self, kind) for kind in KINDS], np.float64)
-        return shares / shares.sum()
+        return shares / max(shares.sum(), 1e-9)
 
 
 @dataclass
@@ -76,6 +77,11 @@ class Sampler:
                 usable[i] = 0
             if kind == "text" and not self.prose:
                 usable[i] = 0
+        if not usable.sum() > 0:
+            raise UserError(
+                "The mixture has only sample kinds that need annotations, and these recordings "
+                "have none for them. Raise mixture.video or mixture.action above 0."
+            )
         self._shares = usable / usable.sum()
 
     def draw(self, rng: np.random.Generator) -> tuple[int, Document]:

@@ -61,6 +61,12 @@ def _wide_font(letters: str, size: int) -> pygame.font.Font:
     return fallback
 
 
+def forget() -> None:
+    """Drop all loaded fonts: those from before a `pygame.quit` can no longer write."""
+    for load in (_plain, _bold, _loaded, _wide_font):
+        load.cache_clear()
+
+
 def _shows(font: pygame.font.Font, letters: str) -> bool:
     return all(metric is not None for metric in font.metrics(letters))
 

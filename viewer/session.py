@@ -103,7 +103,7 @@ class Session:
         reset: Any = self.world.reset
         if self._context is not None:
             context = self._context
-            if not _can(self.world, "fork"):
+            if not _can(self.world, "say"):
                 raise UserError(
                     f"The world '{self.world.spec.name}' cannot start from given frames; only an "
                     "imagined world can. Leave world= at 'dream', or start from a seed alone."

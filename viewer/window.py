@@ -49,6 +49,8 @@ def open_window(width: int, height: int, title: str, headless: bool, fullscreen:
     """
     import pygame
 
+    from worldmodel.viewer import fonts
+
     where = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or "of this machine"
     broken = f"Cannot open a window on the display {where}: it does not answer. {REMEDY}"
     try:
@@ -60,6 +62,7 @@ def open_window(width: int, height: int, title: str, headless: bool, fullscreen:
         pygame.display.quit()
         raise UserError(broken)
     pygame.font.init()
+    fonts.forget()
     pygame.display.set_caption(title)
     pygame.display.set_icon(_icon())
     if not headless:

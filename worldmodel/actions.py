@@ -104,8 +104,8 @@ class ActionTable:
         row's phrases (taken modulo their number).
         """
         if form == "metric" or (not action.keys and not action.idle):
-            dx, dy, dyaw = (v + 0.0 for v in (action.dx, action.dy, action.dyaw))  # no -0.0
-            return f"action: dx={dx:+.2f} dy={dy:+.2f} dyaw={dyaw:+.1f}"
+            dx, dy, dyaw = action.dx, action.dy, action.dyaw  # z: no -0.00
+            return f"action: dx={dx:+z.2f} dy={dy:+z.2f} dyaw={dyaw:+z.1f}"
         if form == "keys":
             return f"action: {'+'.join(action.keys) or IDLE_KEYS}"
         if form == "phrase":
@@ -127,8 +127,8 @@ class ActionTable:
             dx, dy, dyaw = (float(g) + 0.0 for g in match.groups())
             for mask in range(1 << len(self.rows)):
                 keyed = self.from_mask(mask)
-                near = abs(keyed.dx - dx) < 5e-3 and abs(keyed.dy - dy) < 5e-3
-                if near and abs(keyed.dyaw - dyaw) < 5e-2:
+                near = abs(keyed.dx - dx) < 5.1e-3 and abs(keyed.dy - dy) < 5.1e-3
+                if near and abs(keyed.dyaw - dyaw) < 5.1e-2:  # 11.25 is written +11.2
                     return keyed
             return Action((), dx, dy, dyaw)
         if body == IDLE_KEYS or body in IDLE_PHRASES:

@@ -89,11 +89,18 @@ def load(name: str) -> Checkpoint:
     """
     folder = find(name)
     config = _read_config(folder)
-    for file, digest in config["files"].items():
-        _verify(folder / file, digest)
-    core_config = {**config["core"], "latent_grid": tuple(config["core"]["latent_grid"])}
-    core = Core(CoreConfig(**core_config))
-    encoder = RAE(RAEConfig(**config["encoder"]))
+    for file in FILES:
+        _verify(folder / file, config["files"][file])
+    try:
+        grid = tuple(config["core"]["latent_grid"])
+        core = Core(CoreConfig(**{**config["core"], "latent_grid": grid}))
+        encoder = RAE(RAEConfig(**config["encoder"]))
+        spec = WorldSpec.from_json(config["world"])
+    except Exception as error:  # whatever wrong shapes may lead to
+        raise UserError(
+            f"'{folder / 'config.json'}' is damaged ({error!r}). Copy it "
+            "again, reinstall the package, or train again."
+        ) from None
     _fill(core, folder / "core.safetensors")
     _fill(encoder, folder / "encoder.safetensors")
     starts = load_file(folder / "starts.safetensors")
@@ -102,7 +109,7 @@ def load(name: str) -> Checkpoint:
         core=core.eval(),
         encoder=encoder.eval(),
         tokenizer=TextTokenizer.load(folder / "tokenizer.json"),
-        spec=WorldSpec.from_json(config["world"]),
+        spec=spec,
         start_frames=starts["frames"].numpy(),
         start_keys=starts["keys"].numpy(),
         context_level=config["context_level"],
@@ -162,6 +169,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     missing = {"core", "encoder", "world", "context_level", "details", "files"} - set(config)
     if missing:
         raise UserError(f"'{path}' is damaged: it lacks {', '.join(sorted(missing))}.")
+    files = config["files"]
+    unhashed = [f for f in FILES if not isinstance(files, dict) or f not in files]
+    if unhashed:
+        raise UserError(f"'{path}' is damaged: it lacks the sha256 of {', '.join(unhashed)}.")
     return config
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import os
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -135,11 +136,14 @@ def compose(verb: str, overrides: Sequence[str], kind: type) -> Any:
             plain = hydra_compose(verb)
             known = {*_paths(OmegaConf.to_container(plain)), *groups}
             for word in overrides:
-                key = word.split("=", 1)[0].lstrip("+~")
+                key, value = word.split("=", 1)
+                key = key.lstrip("+~")
                 if key not in known:
                     raise UserError(
                         f"`worldmodel {verb}` has no setting '{key}'.{suggest(key, known)}"
                     )
+                if key in groups and value not in _choices(key):
+                    raise UserError(f"There is no {word}.{suggest(value, _choices(key))}")
             composed = hydra_compose(verb, overrides=list(overrides))
         data = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
@@ -152,7 +156,7 @@ def to_dataclass(data: Any, kind: Any, where: str = "") -> Any:
     """Convert plain data to a (nested) dataclass, checking every name and type."""
     if dataclasses.is_dataclass(kind):
         if not isinstance(data, Mapping):
-            raise UserError(f"'{where}' must be a group of settings, got {data!r}.")
+            raise UserError(f"'{where[:-1]}' must be a group of settings, got {data!r}.")
         hints = typing.get_type_hints(kind)
         names = {field.name for field in dataclasses.fields(kind)}
         for key in data:
@@ -220,9 +224,13 @@ def _help(name: str, verb: Verb) -> str:
         return head
     text = head + "\nSettings and their defaults:\n\n" + path.read_text().rstrip()
     if "- model:" in text:
-        names = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
-        text += f"\n\n# model=NAME picks the core's size: {', '.join(names)}"
+        text += f"\n\n# model=NAME picks the core's size: {', '.join(_choices('model'))}\nmodel:\n"
+        text += textwrap.indent((CONF / "model" / "nano.yaml").read_text().rstrip(), "  ")
     return text
+
+
+def _choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 if __name__ == "__main__":
