@@ -37,7 +37,9 @@ def make() -> Checkpoint:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["action: w", "action: none"] * 9, 300)
     shape = {"width": 32, "depth": 2, "heads": 2, "kv_heads": 1, "hidden": 32, "experts": 6}
-    core = Core(CoreConfig(tokenizer.vocab_size, (4, 4), latent_channels=4, window=3, **shape))
+    core = Core(
+        CoreConfig(tokenizer.vocab_size, (4, 4), latent_channels=4, merge=2, window=3, **shape)
+    )
     for head in (core.say, core.draw):
         torch.nn.init.normal_(head.weight, std=0.1)
     core.blocks[0].feed_forward.router.bias.normal_()

@@ -29,6 +29,7 @@ def make_dream(ffn: str = "moe", guidance: float = 1.0) -> Dream:
     tokenizer = train_tokenizer(["action: w+a", "action: none", "instruction: turn left"] * 9, 400)
     config = CoreConfig(
         vocab=tokenizer.vocab_size,
+        merge=2,
         width=64,
         depth=3,
         heads=2,

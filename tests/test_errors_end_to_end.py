@@ -31,7 +31,7 @@ def made(tmp_path_factory) -> Path:
     EpisodeWriter(folder / "toy.zarr", SPEC).write(Episode(frames, *steps, {}, (), info))
     tokenizer = train_tokenizer(["action: w"] * 9, 300)
     shape = {"width": 32, "depth": 1, "heads": 2, "kv_heads": 1, "hidden": 32, "experts": 4}
-    core = Core(CoreConfig(tokenizer.vocab_size, (4, 4), latent_channels=4, **shape))
+    core = Core(CoreConfig(tokenizer.vocab_size, (4, 4), latent_channels=4, merge=2, **shape))
     rae = RAE(RAEConfig(16, 4, 4, width=16, heads=2, encoder_depth=1, decoder_depth=1))
     starts = frames[None, :3], np.zeros((1, 2), np.int32)
     save(Checkpoint("tiny", core, rae, tokenizer, SPEC, *starts, 0.9, {}), folder / "tiny")

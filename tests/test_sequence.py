@@ -166,7 +166,8 @@ def test_positions_tell_time_and_place(batch):
     position = batch.position[row, columns]
     assert [t.place for t in tokens] == position[:, 0].tolist()
     cells = [i for i, t in enumerate(tokens) if t.copy]
-    assert position[cells, 1:].tolist() == [[0, 0], [0, 1]] * (len(cells) // 2)
+    assert position[cells, 2:].tolist() == [[0, 0], [0, 1]] * (len(cells) // 2)
+    assert position[:, 1].tolist() == batch.step[row, columns].tolist()
 
 
 def test_copies_point_at_their_frames(batch):

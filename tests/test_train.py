@@ -91,7 +91,9 @@ def core_task(mixture: Mixture | None = None, **changes) -> CoreTask:
     data = recordings()
     tokenizer = train_tokenizer(["action: w+a", "go to the wall", "a red pillar", *PROSE] * 5, 320)
     shape = {"width": 32, "depth": 2, "heads": 2, "kv_heads": 1, "hidden": 64, "experts": 6}
-    core = Core(CoreConfig(tokenizer.vocab_size, (4, 4), latent_channels=4, window=3, **shape))
+    core = Core(
+        CoreConfig(tokenizer.vocab_size, (4, 4), latent_channels=4, merge=2, window=3, **shape)
+    )
     latents = torch.randn(len(data.frames), 16, 4)
     settings = {"rows": 4, "length": 96, "bf16": False} | changes
     sampler = Sampler(data, tokenizer, mixture or Mixture(), PROSE)

@@ -36,7 +36,7 @@ def make(ffn: str = "moe", **changes) -> Core:
         "experts": 6,
         "window": 2,
     }
-    core = Core(CoreConfig(ffn=ffn, **(shape | changes)))
+    core = Core(CoreConfig(ffn=ffn, **({"merge": 2} | shape | changes)))
     for head in (core.say, core.draw):  # they start at zero; a test needs them to speak
         torch.nn.init.normal_(head.weight, std=0.1)
     return core.eval()
@@ -180,19 +180,19 @@ def test_places_and_levels_and_strides_matter():
 
 
 def test_a_new_core_draws_nothing_and_says_everything_alike():
-    core = Core(CoreConfig(vocab=50, width=32, depth=1, heads=2, kv_heads=1, hidden=32))
+    core = Core(CoreConfig(vocab=50, merge=2, width=32, depth=1, heads=2, kv_heads=1, hidden=32))
     hidden = torch.randn(4, 32)
     assert core.draw(hidden).abs().max() == 0
     assert core.say(hidden).abs().max() == 0
 
 
 def test_rotation_keeps_lengths_and_depends_on_differences():
-    axis, frequencies = rotary_table(16, (4, 4))
+    axis, frequencies = rotary_table(16)
     assert len(axis) == len(frequencies) == 8
-    assert axis.bincount().tolist() == [4, 2, 2]
+    assert axis.bincount().tolist() == [2, 2, 2, 2]
     q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
 
-    def product(a: tuple[int, int, int], b: tuple[int, int, int]) -> float:
+    def product(a: tuple[int, ...], b: tuple[int, ...]) -> float:
         turned = []
         for x, place in ((q, a), (k, b)):
             angles = torch.tensor(place)[axis].float() * frequencies
@@ -201,8 +201,25 @@ def test_rotation_keeps_lengths_and_depends_on_differences():
         assert turned[0].norm().item() == pytest.approx(q.norm().item(), rel=1e-5)
         return (turned[0] * turned[1]).sum().item()
 
-    assert product((5, 1, 2), (3, 0, 1)) == pytest.approx(product((12, 3, 3), (10, 2, 2)), abs=1e-4)
-    assert product((5, 1, 2), (3, 0, 1)) != pytest.approx(product((5, 1, 2), (3, 1, 0)), abs=1e-3)
+    here = product((5, 2, 1, 2), (3, 1, 0, 1))
+    assert here == pytest.approx(product((12, 4, 3, 3), (10, 3, 2, 2)), abs=1e-4)
+    assert here != pytest.approx(product((5, 2, 1, 2), (3, 1, 1, 0)), abs=1e-3)
+
+
+def test_a_head_can_look_at_exactly_one_cell():
+    """With equal queries and keys, the peak over an 8x8 grid is at no offset, and it is sharp."""
+    axis, frequencies = rotary_table(64)
+    x = torch.ones(1, 1, 1, 64)
+    cells = torch.cartesian_prod(
+        torch.zeros(1), torch.zeros(1), torch.arange(8.0), torch.arange(8.0)
+    )
+    angles = cells[:, axis] * frequencies
+    turned = rotate(
+        x.expand(64, 1, 1, 64), (angles.cos()[:, None, None], angles.sin()[:, None, None])
+    )
+    scores = turned.flatten(1) @ turned.flatten(1).T
+    gap = scores.diagonal() - (scores - 1e9 * torch.eye(64)).max(1).values
+    assert gap.min() > 0.2 * scores.max()
 
 
 def test_the_norm_is_that_of_the_root_mean_square():

@@ -14,7 +14,7 @@ class ModelShape:
     """The knobs of `CoreConfig` that a user turns; the rest follows from encoder and tokenizer."""
 
     name: str = "nano"
-    merge: int = 2
+    merge: int = 1
     width: int = 192
     depth: int = 6
     heads: int = 3
@@ -23,7 +23,7 @@ class ModelShape:
     hidden: int = 768
     granularity: int = 4
     experts: int = 12
-    window: int = 6
+    window: int = 4
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class TrainConfig:
     model: ModelShape = field(default_factory=ModelShape)
     rae: RAEConfig = field(default_factory=RAEConfig)
     encoder: EncoderTraining = field(default_factory=EncoderTraining)
-    encoder_loop: LoopConfig = field(default_factory=lambda: LoopConfig(1200, ema=0.995))
-    decoder_loop: LoopConfig = field(default_factory=lambda: LoopConfig(800, warmup=50, ema=0.995))
+    encoder_loop: LoopConfig = field(default_factory=lambda: LoopConfig(900, ema=0.995))
+    decoder_loop: LoopConfig = field(default_factory=lambda: LoopConfig(350, warmup=50, ema=0.995))
     mixture: Mixture = field(default_factory=Mixture)
     core: CoreTraining = field(default_factory=CoreTraining)
-    core_loop: LoopConfig = field(default_factory=lambda: LoopConfig(3000, lr=1.5e-3))
+    core_loop: LoopConfig = field(default_factory=lambda: LoopConfig(1250, lr=2e-3, warmup=50, ema=0.995))

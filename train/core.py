@@ -28,14 +28,14 @@ class CoreTraining:
         balance: rate of the router's bias (arXiv 2408.15664).
     """
 
-    rows: int = 8
-    length: int = 384
+    rows: int = 4
+    length: int = 744
     flow_weight: float = 3.0
     context_noise: float = 0.35
     shortcut: float = 0.25
-    shortcut_from: int = 1000
+    shortcut_from: int = 750
     own_past: float = 0.3
-    own_past_from: int = 1500
+    own_past_from: int = 900
     balance: float = 0.002
     bf16: bool = True
     seed: int = 0

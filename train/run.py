@@ -5,6 +5,7 @@
 Each stage leaves its result in the run's folder and is skipped when the result is there.
 """
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -127,7 +128,7 @@ def train_core(run: Run) -> None:
     active, total = core.parameters_by_use()
     print(f"core: {active / 1e6:.1f} M active, {total / 1e6:.1f} M total parameters", flush=True)
     sampler = Sampler(run.recordings, tokenizer, run.config.mixture, run.prose)
-    latents = cache_latents(rae, run.recordings.frames)
+    latents = cache_latents(rae, run.recordings.frames, run.folder)
     fit(
         CoreTask(core, sampler, latents, run.config.core),
         run.config.core_loop,
@@ -190,16 +191,27 @@ def new_core(config: TrainConfig, tokenizer: TextTokenizer) -> Core:
         )
 
 
-def cache_latents(rae: RAE, frames: np.ndarray, batch: int = 512) -> torch.Tensor:
-    """Return the latents float16 [F, N, C] of all frames, on the encoder's device."""
-    device = rae.mean.device
-    cells = rae.grid[0] * rae.grid[1]
-    latents = torch.empty(len(frames), cells, rae.channels, dtype=torch.float16, device=device)
-    with torch.autocast(device.type, torch.bfloat16):
-        for first in range(0, len(frames), batch):
-            part = torch.from_numpy(frames[first : first + batch])
-            latents[first : first + batch] = rae.encode(part).half()
-    return latents
+def cache_latents(rae: RAE, frames: np.ndarray, folder: Path, batch: int = 512) -> torch.Tensor:
+    """Return the latents float16 [F, N, C] of all frames, on the encoder's device.
+
+    They are kept in `folder` under a name made of the encoder's weights and the frames, so that
+    a resumed run does not encode again.
+    """
+    device, cells = rae.mean.device, rae.grid[0] * rae.grid[1]
+    digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in rae.encoder.parameters()))
+    digest.update(frames[:: max(1, len(frames) // 64)].tobytes())
+    path = folder / f"latents-{len(frames)}-{digest.hexdigest()[:12]}.npy"
+    if not path.exists():
+        shape = (len(frames), cells, rae.channels)
+        temporary = path.with_suffix(".tmp")
+        stored = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+        with torch.autocast(device.type, torch.bfloat16):
+            for first in range(0, len(frames), batch):
+                part = torch.from_numpy(frames[first : first + batch])
+                stored[first : first + batch] = rae.encode(part).half().cpu().numpy()
+        stored.flush()
+        temporary.replace(path)
+    return torch.from_numpy(np.load(path)).to(device)
 
 
 def pick_starts(

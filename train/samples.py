@@ -34,15 +34,15 @@ class Mixture:
         drop_action: share of steps whose action text is left out, for guidance.
     """
 
-    text: float = 0.05
-    caption: float = 0.06
-    imagine: float = 0.06
-    question: float = 0.06
-    video: float = 0.04
-    action: float = 0.48
-    instructed: float = 0.19
+    text: float = 0.03
+    caption: float = 0.04
+    imagine: float = 0.05
+    question: float = 0.04
+    video: float = 0.05
+    action: float = 0.52
+    instructed: float = 0.2
     commanded: float = 0.06
-    clip: int = 10
+    clip: int = 6
     forms: tuple[float, float, float] = (0.15, 0.65, 0.2)
     mixed_forms: float = 0.2
     drop_action: float = 0.08

@@ -57,7 +57,7 @@ class Batch:
         target: bool [R, L], True at tokens of targets.
         step: int64 [R, L] how many frames came before.
         expire: int64 [R, L] the first step that no longer sees the token.
-        position: int64 [R, L, 3] rotary positions: time, row, column.
+        position: int64 [R, L, 4] rotary positions: place in the text, step, row, column.
         next_id: int64 [R, L] the text token that follows in the stream, -1 for none.
         visual: int64 [F * N] flat places (row * L + column) of the tokens of all copies.
         source: int64 [F] which latent a copy shows.
@@ -257,7 +257,8 @@ def pack(
                 is_target.append(aims)
                 copy_kind.append(kinds[number])
             at += size
-    position = np.stack([table.pop("time"), table.pop("row"), table.pop("column")], axis=-1)
+    axes = (table.pop("time"), table["step"], table.pop("row"), table.pop("column"))
+    position = np.stack(axes, axis=-1)
     tensors = {name: torch.from_numpy(values) for name, values in table.items()}
     return Batch(
         **tensors,

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from worldmodel.checkpoint import Checkpoint
 from worldmodel.flow import Predict, mix, sample
@@ -179,18 +178,12 @@ class Pass:
             ids[i, : len(row)] = torch.tensor(row)
         real[:, self.past + self.pad :] = True
         self.real, self.ids = real.to(device), ids.to(device)
-        time = torch.tensor([s.time for s in streams], device=device)
-        word_time = time.unsqueeze(1) + torch.arange(self.pad, device=device)
-        self.word_position = F.pad(word_time.unsqueeze(-1), (0, 2))
-        at = time + torch.tensor(self.lengths, device=device)
-        self.frame_position = torch.cat(
-            [
-                at.view(-1, 1, 1).expand(-1, self.frame_tokens, 1),
-                engine.cells.expand(self.rows, -1, -1),
-            ],
-            dim=-1,
-        )
-        self.end_position = F.pad((at + 1).view(-1, 1, 1), (0, 2))
+        time = torch.tensor([s.time for s in streams], device=device).unsqueeze(1)
+        step = torch.tensor([s.step for s in streams], device=device).unsqueeze(1)
+        at = time + torch.tensor(self.lengths, device=device).unsqueeze(1)
+        self.word_position = _positions(time + torch.arange(self.pad, device=device), step)
+        self.frame_position = _positions(at.expand(-1, self.frame_tokens), step, engine.cells)
+        self.end_position = _positions(at + 1, step)
         self.embedded = core.embed(self.ids)
         self.words_in = False
 
@@ -248,6 +241,21 @@ class Pass:
             self.cache.commit(before)
             self.words_in = True
         return core.draw(hidden[:, before : before + n])
+
+
+def _positions(
+    time: torch.Tensor, step: torch.Tensor, cells: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Rotary positions [B, L, 4] from times [B, L], steps [B, 1] and cells [L, 2] of a frame."""
+    rows, tokens = time.shape
+    cells = time.new_zeros(tokens, 2) if cells is None else cells
+    return torch.cat(
+        [
+            torch.stack([time, step.expand(-1, tokens)], dim=-1),
+            cells.expand(rows, -1, -1),
+        ],
+        dim=-1,
+    )
 
 
 def _guided(led: Predict, free: Predict, weight: float) -> Predict:

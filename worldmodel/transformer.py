@@ -1,6 +1,6 @@
 """The core: one decoder-only transformer over text tokens and frame tokens.
 
-Llama-like blocks with grouped-query attention, QK-norm, rotary positions over (time, row,
+Llama-like blocks with grouped-query attention, QK-norm, rotary positions over (order, step, row,
 column), and the feed-forward of `worldmodel.moe`. Text goes in by an embedding table and out by
 logits; a frame token goes in by one linear layer from its (noised) latent and out by one linear
 layer to the clean latent (x-prediction). Everything that makes it causal is in the mask.
@@ -39,7 +39,7 @@ class CoreConfig:
     vocab: int
     latent_grid: tuple[int, int] = (8, 8)
     latent_channels: int = 32
-    merge: int = 2
+    merge: int = 1
     width: int = 256
     depth: int = 8
     heads: int = 4
@@ -48,7 +48,7 @@ class CoreConfig:
     hidden: int = 1024
     granularity: int = 4
     experts: int = 12
-    window: int = 6
+    window: int = 4
     strides: int = 4
 
     @property
@@ -113,9 +113,9 @@ class KVCache:
 class RMSNorm(nn.Module):
     """Root-mean-square norm whose weight follows the dtype of its input."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, gain: float = 1.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
+        self.weight = nn.Parameter(torch.full((width,), gain))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last axis."""
@@ -129,12 +129,14 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads = config.heads, config.kv_heads
         head = config.width // config.heads
-        self.q = nn.Linear(config.width, config.heads * head, bias=False)
-        self.k = nn.Linear(config.width, config.kv_heads * head, bias=False)
+        # Biases on queries and keys let a head look at a place whatever is there.
+        self.q = nn.Linear(config.width, config.heads * head)
+        self.k = nn.Linear(config.width, config.kv_heads * head)
         self.v = nn.Linear(config.width, config.kv_heads * head, bias=False)
         self.out = nn.Linear(config.heads * head, config.width, bias=False)
-        self.q_norm = RMSNorm(head)
-        self.k_norm = RMSNorm(head)
+        # A gain above 1, so that attention can be sharp over hundreds of tokens early on.
+        self.q_norm = RMSNorm(head, gain=1.5)
+        self.k_norm = RMSNorm(head, gain=1.5)
 
     def forward(
         self,
@@ -202,7 +204,7 @@ class Core(nn.Module):
         self.norm = RMSNorm(width)
         self.say = nn.Linear(width, config.vocab, bias=False)
         self.draw = nn.Linear(width, channels)
-        axis, frequencies = rotary_table(width // config.heads, config.grid)
+        axis, frequencies = rotary_table(width // config.heads)
         self.register_buffer("axis", axis, persistent=False)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.init_weights()
@@ -212,13 +214,17 @@ class Core(nn.Module):
         """All initialisation in one place.
 
         Tables: normal, 0.02. Linear layers: normal with variance 1 / inputs; those that write
-        to the residual stream are scaled down by sqrt(2 * depth). Output heads: zero.
+        to the residual stream are scaled down by sqrt(2 * depth). Output heads: zero. Biases:
+        zero, but 0.5 for queries and keys.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for name, bias in self.named_parameters():  # at first, every head looks at its own place
+            if name.endswith(("attention.q.bias", "attention.k.bias")):
+                nn.init.constant_(bias, 0.5)
         for table in (self.embed.weight, self.stride.weight, self.place):
             nn.init.normal_(table, std=0.02)
         scale = (2 * self.config.depth) ** -0.5
@@ -258,7 +264,7 @@ class Core(nn.Module):
         Args:
             x: [B, L, D] embedded tokens.
             vision: bool [B, L].
-            position: int64 [B, L, 3].
+            position: int64 [B, L, 4].
             mask: bool [B, L, keys]; keys are the cache's committed tokens, then these.
             cache: where keys and values are kept, or None.
 
@@ -293,20 +299,20 @@ class Core(nn.Module):
         return total - idle, total
 
 
-def rotary_table(head: int, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the axis (0 time, 1 row, 2 column) and frequency of each of head / 2 pairs.
+def rotary_table(head: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the axis (0 order, 1 step, 2 row, 3 column) and frequency of each of head / 2 pairs.
 
-    Half of the pairs turn with time, a quarter with the row and a quarter with the column. The
-    slowest row and column pairs turn about once over the grid.
+    A quarter of the pairs each. Order in the text has the usual geometric frequencies. Step,
+    row and column have evenly spaced ones up to pi: their sum is a sharp peak, so that a head
+    can look at exactly the neighbouring cell of exactly the last frame. With geometric ones it
+    sees a blur of cells, and motion is not learned (docs/decisions/0005).
     """
-    pairs = head // 2
-    space = pairs // 4
-    time = pairs - 2 * space
-    axis = torch.tensor([0] * time + [1] * space + [2] * space)
-    slow = 1.0 / max(grid)
-    spatial = torch.logspace(0, torch.tensor(slow).log10().item(), space)
-    temporal = 10_000.0 ** -(torch.arange(time) / time)
-    return axis, torch.cat([temporal, spatial, spatial])
+    quarter = head // 8
+    order = head // 2 - 3 * quarter
+    axis = torch.tensor([0] * order + [1] * quarter + [2] * quarter + [3] * quarter)
+    geometric = 10_000.0 ** -(torch.arange(order) / order)
+    even = torch.pi * torch.arange(1, quarter + 1) / quarter
+    return axis, torch.cat([geometric, even, even, even])
 
 
 def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
