@@ -1,9 +1,10 @@
-"""Make the pictures of README and docs with the bundled model.
+"""Make the pictures of README and docs with a checkpoint and a store.
 
-    python docs/make_images.py [checkpoint] [start]
+    python docs/make_images.py [checkpoint] [store]
 
-Writes docs/images/play.gif (one start under three keys and a sentence) and
-docs/images/hold_<key>.png (64 steps of one key from several starts).
+Writes to docs/images: reconstruction.png (real and decoded frames), futures.png (real futures and
+imagined ones under the same actions), play.gif (one start under three keys and a sentence), and
+hold_<key>.png (64 steps of one key from several starts).
 """
 
 import sys
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 
 from worldmodel.actions import Action
+from worldmodel.datasets.store import EpisodeStore
 from worldmodel.dream import Dream
+from worldmodel.evaluate.rollouts import Clips, imagine, sample_clips
 
 OUT = Path(__file__).parent / "images"
 BRANCHES = (("w", None), ("a", None), ("d", None), (None, "turn right"))
@@ -69,13 +73,36 @@ def write_sheet(dream: Dream, key: str, starts: list[int], steps: int = 64) -> N
     Image.fromarray(sheet).save(OUT / f"hold_{key}.png")
 
 
+def write_reconstruction(dream: Dream, clips: Clips) -> None:
+    """Real frames above what encoder and decoder make of them."""
+    frames = clips.future[:, -1]
+    decoded = dream.encoder.decode(dream.encoder.encode(torch.from_numpy(frames))).numpy()
+    rows = []
+    for first in range(0, len(frames), 16):
+        rows += [np.concatenate(list(x[first : first + 16]), axis=1) for x in (frames, decoded)]
+    Image.fromarray(np.concatenate(rows)).save(OUT / "reconstruction.png")
+
+
+def write_futures(dream: Dream, clips: Clips, count: int = 6) -> None:
+    """Real futures above imagined ones, the last given frame first."""
+    few = clips.take(range(count))
+    imagined = imagine(dream, few, few.plans(dream.spec.actions))
+    rows = []
+    for past, true, dreamt in zip(few.past, few.future, imagined, strict=True):
+        rows += [np.concatenate([past[-1], *x], axis=1) for x in (true, dreamt)]
+    Image.fromarray(np.concatenate(rows)).save(OUT / "futures.png")
+
+
 def main() -> None:
     """Write all pictures."""
     checkpoint = sys.argv[1] if len(sys.argv) > 1 else "doom-nano"
-    start = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    store = sys.argv[2] if len(sys.argv) > 2 else "data/doom.zarr"
     OUT.mkdir(exist_ok=True)
     dream = Dream.load(checkpoint)
-    write_gif(dream, start)
+    clips = sample_clips(EpisodeStore(store), "val", 32, 4, 16)
+    write_reconstruction(dream, clips)
+    write_futures(dream, clips)
+    write_gif(dream, start=3)
     for key in ("w", "a", "d", "s"):
         write_sheet(dream, key, [0, 3, 6, 9, 12, 15])
 

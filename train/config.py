@@ -14,16 +14,16 @@ class ModelShape:
     """The knobs of `CoreConfig` that a user turns; the rest follows from encoder and tokenizer."""
 
     name: str = "nano"
-    merge: int = 1
+    merge: int = 2
     width: int = 192
     depth: int = 6
-    heads: int = 3
-    kv_heads: int = 3
+    heads: int = 4
+    kv_heads: int = 4
     ffn: str = "moe"
     hidden: int = 768
     granularity: int = 4
     experts: int = 12
-    window: int = 4
+    window: int = 6
 
 
 @dataclass(frozen=True)
@@ -47,4 +47,6 @@ class TrainConfig:
     decoder_loop: LoopConfig = field(default_factory=lambda: LoopConfig(350, warmup=50, ema=0.995))
     mixture: Mixture = field(default_factory=Mixture)
     core: CoreTraining = field(default_factory=CoreTraining)
-    core_loop: LoopConfig = field(default_factory=lambda: LoopConfig(1250, lr=2e-3, warmup=50, ema=0.995))
+    core_loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(560, lr=2e-3, warmup=50, ema=0.995)
+    )

@@ -28,14 +28,14 @@ class CoreTraining:
         balance: rate of the router's bias (arXiv 2408.15664).
     """
 
-    rows: int = 4
-    length: int = 744
+    rows: int = 5
+    length: int = 384
     flow_weight: float = 3.0
     context_noise: float = 0.35
     shortcut: float = 0.25
-    shortcut_from: int = 750
+    shortcut_from: int = 360
     own_past: float = 0.3
-    own_past_from: int = 900
+    own_past_from: int = 460
     balance: float = 0.002
     bf16: bool = True
     seed: int = 0

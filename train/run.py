@@ -198,7 +198,9 @@ def cache_latents(rae: RAE, frames: np.ndarray, folder: Path, batch: int = 512) 
     a resumed run does not encode again.
     """
     device, cells = rae.mean.device, rae.grid[0] * rae.grid[1]
-    digest = hashlib.sha256(b"".join(p.detach().cpu().numpy().tobytes() for p in rae.encoder.parameters()))
+    digest = hashlib.sha256(
+        b"".join(p.detach().cpu().numpy().tobytes() for p in rae.encoder.parameters())
+    )
     digest.update(frames[:: max(1, len(frames) // 64)].tobytes())
     path = folder / f"latents-{len(frames)}-{digest.hexdigest()[:12]}.npy"
     if not path.exists():

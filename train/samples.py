@@ -42,8 +42,8 @@ class Mixture:
     action: float = 0.52
     instructed: float = 0.2
     commanded: float = 0.06
-    clip: int = 6
-    forms: tuple[float, float, float] = (0.15, 0.65, 0.2)
+    clip: int = 10
+    forms: tuple[float, float, float] = (0.1, 0.75, 0.15)
     mixed_forms: float = 0.2
     drop_action: float = 0.08
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-FLOOR = 0.25
-"""Least 1 - t in the loss; also the size of the last of four sampling steps."""
+FLOOR = 0.5
+"""Least 1 - t in the loss. With a lower floor most of the loss is cleaning up frames that are
+nearly clean, where the past and the action hardly matter."""
 
 Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(z_t [F, N, C], t [F], stride [F]) -> predicted clean latents [F, N, C]."""
