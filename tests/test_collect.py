@@ -236,6 +236,8 @@ def start(tmp_path: Path, episodes: int, pace: float = 0.0) -> subprocess.Popen:
         [sys.executable, script, str(tmp_path / "x.zarr"), str(episodes)],
         env=environment,
         start_new_session=True,
+        # A test run in the background of a shell ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

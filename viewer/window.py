@@ -115,8 +115,15 @@ def outliving_its_window(on_lost: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         pygame.quit()  # closing a lost window is one more error
+        _forget_fonts()
         if x11:
             x11.XSetErrorHandler(None)
+
+
+def _forget_fonts() -> None:
+    from worldmodel.viewer import fonts
+
+    fonts.forget()
 
 
 def set_mode(size: tuple[int, int], fullscreen: bool):
