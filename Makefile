@@ -43,7 +43,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	@touch $@
 
-# Budget: see docs/models.md.
+# The core takes hours on a CPU: docs/models.md says what is known of the budget.
 reproduce: setup
 	$(BIN)/worldmodel collect env=doom split=train episodes=640 out=data/doom.zarr
 	$(BIN)/worldmodel collect env=doom split=val episodes=24 out=data/doom.zarr

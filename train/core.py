@@ -33,9 +33,9 @@ class CoreTraining:
     flow_weight: float = 3.0
     context_noise: float = 0.35
     shortcut: float = 0.25
-    shortcut_from: int = 360
+    shortcut_from: int = 3000
     own_past: float = 0.3
-    own_past_from: int = 460
+    own_past_from: int = 4000
     balance: float = 0.002
     bf16: bool = True
     seed: int = 0
