@@ -36,8 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from worldmodel.actions import ActionTable
-from worldmodel.world import Annotation, Episode, WorldSpec
+from worldmodel.world import Annotation, Episode
 
 SCHEMA_NAME = "worldmodel.episodes"
 SCHEMA_VERSION = 1
@@ -173,24 +172,6 @@ def annotations_from(arrays: Mapping[str, np.ndarray]) -> tuple[Annotation, ...]
     """Return the sentences among an episode's unpacked arrays."""
     said = json.loads(arrays["annotations"].tobytes().decode())
     return tuple(Annotation(**fields) for fields in said)
-
-
-def spec_to_json(spec: WorldSpec) -> dict[str, Any]:
-    """Return a world's description as plain data."""
-    return {
-        "name": spec.name,
-        "actions": spec.actions.to_json(),
-        "height": spec.height,
-        "width": spec.width,
-        "fps": spec.fps,
-        "objects": list(spec.objects),
-    }
-
-
-def spec_from_json(data: Mapping[str, Any]) -> WorldSpec:
-    """Return the world's description that `spec_to_json` wrote."""
-    table = ActionTable.from_json(data["actions"])
-    return WorldSpec(**{**data, "actions": table, "objects": tuple(data["objects"])})
 
 
 def seal(record: dict[str, Any]) -> dict[str, Any]:

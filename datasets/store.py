@@ -122,7 +122,7 @@ class EpisodeStore:
         self.path = Path(path)
         attributes = _root_attributes(self.path)
         try:
-            self.spec = schema.spec_from_json(attributes["world"])
+            self.spec = WorldSpec.from_json(attributes["world"])
             self.provenance: dict[str, Any] = dict(attributes["provenance"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
@@ -371,7 +371,7 @@ def _create(path: Path, spec: WorldSpec, licence: str, command: str) -> None:
     }
     attributes = {
         "schema": {"name": schema.SCHEMA_NAME, "version": schema.SCHEMA_VERSION},
-        "world": schema.spec_to_json(spec),
+        "world": spec.to_json(),
         "provenance": provenance,
     }
     temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{time.monotonic_ns()}")
