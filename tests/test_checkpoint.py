@@ -40,7 +40,7 @@ def make() -> Checkpoint:
     core = Core(
         CoreConfig(tokenizer.vocab_size, (4, 4), latent_channels=4, merge=2, window=3, **shape)
     )
-    for head in (core.say, core.draw):
+    for head in (core.say, core.paint):
         torch.nn.init.normal_(head.weight, std=0.1)
     core.blocks[0].feed_forward.router.bias.normal_()
     encoder = RAE(RAEConfig(16, 4, 4, width=16, heads=2, encoder_depth=1, decoder_depth=1))
@@ -124,9 +124,9 @@ def test_everything_else_comes_back(original, folder):
 def test_saving_again_replaces_what_was_there(original, folder):
     other = make()
     with torch.no_grad():
-        other.core.draw.bias.fill_(0.5)
+        other.core.paint.bias.fill_(0.5)
     save(other, folder)
-    assert load(str(folder)).core.draw.bias.tolist() == [0.5] * 16
+    assert load(str(folder)).core.paint.bias.tolist() == [0.5] * 16
     assert sorted(p.name for p in folder.iterdir()) == sorted([*FILES, "config.json"])
 
 

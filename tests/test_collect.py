@@ -230,8 +230,11 @@ def test_a_path_that_is_no_store(toy: ModuleType, tmp_path: Path) -> None:
 
 
 def start(tmp_path: Path, episodes: int, pace: float = 0.0) -> subprocess.Popen:
+    code = tmp_path / "code"
     environment = dict(os.environ, TOY_PACE=str(pace), TOY_CLOSED=str(tmp_path))
-    script = str(tmp_path / "code" / "toy_for_collect.py")
+    # Not the script's own folder: under PYTHONSAFEPATH that one is not on the path.
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(code), os.getenv("PYTHONPATH")]))
+    script = str(code / "toy_for_collect.py")
     return subprocess.Popen(
         [sys.executable, script, str(tmp_path / "x.zarr"), str(episodes)],
         env=environment,

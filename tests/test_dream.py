@@ -41,7 +41,7 @@ def make_dream(ffn: str = "moe", guidance: float = 1.0) -> Dream:
         latent_channels=8,
     )
     core = Core(config)
-    for head in (core.say, core.draw):  # heads start at zero; a test needs them to speak
+    for head in (core.say, core.paint):  # heads start at zero; a test needs them to speak
         torch.nn.init.normal_(head.weight, std=0.1)
     rng = np.random.default_rng(0)
     checkpoint = Checkpoint(
@@ -99,11 +99,12 @@ def test_incremental_equals_full_forward(ffn):
         with torch.no_grad():
             x = core.embed(batch.ids)
             strides = torch.full((len(level),), 3)
-            frames = core.embed_frames(shown, level, strides).flatten(0, 1)
+            last = batch.last_frames(shown)
+            frames = core.embed_frames(shown, level, strides, last).flatten(0, 1)
             x = x.flatten(0, 1).index_copy(0, batch.visual, frames).view_as(x)
             hidden = core(x, batch.vision, batch.position, attention_mask(batch))
-            full = core.draw(hidden.flatten(0, 1)[batch.visual[-16:]])
-        errors.append((full - cached[0]).abs().max().item())
+            full = core.draw(hidden.flatten(0, 1)[batch.visual[-16:]].unsqueeze(0), last[-1:])
+        errors.append((full - cached).abs().max().item())
         dream.step(action)
         seen.append(dream._stream.latent)
     assert max(errors) < 1e-4, errors

@@ -199,6 +199,18 @@ def test_every_target_has_its_context(batch):
         assert torch.equal(column[place[contexts]], column[place[targets]])
 
 
+def test_the_last_frame_is_the_context_one_step_earlier(batch):
+    shown = torch.arange(len(batch.source)).view(-1, 1, 1) + torch.ones(1, 2, 3)
+    last = batch.last_frames(shown)
+    place = batch.first_places()
+    doc, step = batch.doc.flatten()[place], batch.step.flatten()[place]
+    for i in range(len(place)):
+        found = (doc == doc[i]) & (step == step[i] - 1) & ~batch.is_target
+        assert found.sum() == (step[i] > 0)
+        expected = shown[found].squeeze(0) if step[i] else torch.zeros(2, 3)
+        assert torch.equal(last[i], expected)
+
+
 @pytest.mark.parametrize("chosen", [[0], [1], [1, 0]])
 def test_some_rows_alone_are_what_they_were(batch, chosen):
     rows = torch.tensor(chosen)
@@ -214,6 +226,8 @@ def test_some_rows_alone_are_what_they_were(batch, chosen):
     assert torch.equal(part.source, batch.source[inside])
     contexts = part.context_of_targets()
     assert torch.equal(part.source[contexts], part.source[part.is_target])
+    shown = torch.randn(len(batch.source), 2, 3)
+    assert torch.equal(part.last_frames(shown[inside]), batch.last_frames(shown)[inside])
 
 
 def test_a_document_that_fills_the_row_fits_and_a_longer_one_does_not():

@@ -95,7 +95,7 @@ def core_task(mixture: Mixture | None = None, **changes) -> CoreTask:
         CoreConfig(tokenizer.vocab_size, (4, 4), latent_channels=4, merge=2, window=3, **shape)
     )
     latents = torch.randn(len(data.frames), 16, 4)
-    settings = {"rows": 4, "length": 96, "bf16": False} | changes
+    settings = {"rows": 4, "length": 96} | changes
     sampler = Sampler(data, tokenizer, mixture or Mixture(), PROSE)
     return CoreTask(core, sampler, latents, CoreTraining(**settings))
 
@@ -182,7 +182,7 @@ def test_large_steps_and_own_past_begin_when_they_should():
     assert core_task(shortcut_from=5, own_past_from=100).losses(5)["flow"].item() != plain
     assert core_task(shortcut=0.0, shortcut_from=5, own_past_from=100).losses(5)["flow"] == plain
     task = core_task(shortcut_from=100, own_past_from=5, own_past=1.0)
-    torch.nn.init.normal_(task.module.draw.weight, std=0.1)
+    torch.nn.init.normal_(task.module.paint.weight, std=0.1)
     own = task.losses(5)["flow"].item()
     task.config = replace(task.config, own_past=0.0)
     assert task.losses(5)["flow"].item() != own
@@ -206,7 +206,7 @@ def test_after_a_step_the_routers_are_balanced_and_reported():
 
 def vision_task(name: str) -> EncoderTask | DecoderTask:
     data, rae = recordings(), build_rae(RAE_SHAPE, 0)
-    config = EncoderTraining(batch=8, bf16=False)
+    config = EncoderTraining(batch=8)
     if name == "decoder":
         return DecoderTask(rae, data, config)
     torch.manual_seed(0)

@@ -37,7 +37,7 @@ def make(ffn: str = "moe", **changes) -> Core:
         "window": 2,
     }
     core = Core(CoreConfig(ffn=ffn, **({"merge": 2} | shape | changes)))
-    for head in (core.say, core.draw):  # they start at zero; a test needs them to speak
+    for head in (core.say, core.paint):  # they start at zero; a test needs them to speak
         torch.nn.init.normal_(head.weight, std=0.1)
     return core.eval()
 
@@ -172,18 +172,39 @@ def test_places_and_levels_and_strides_matter():
     core = make()
     x = latents_of(core)[:1]
     level, stride = torch.tensor([0.5]), torch.tensor([3])
-    base = core.embed_frames(x, level, stride)
-    assert not torch.allclose(base, core.embed_frames(x, level + 0.1, stride), atol=1e-3)
-    assert not torch.allclose(base, core.embed_frames(x, level, stride - 1), atol=1e-3)
-    flipped = core.embed_frames(x.flip(1), level, stride).flip(1)
-    assert not torch.allclose(base, flipped, atol=1e-3)
+    last = latents_of(core)[1:2]
+    base = core.embed_frames(x, level, stride, last)
+    for other in (
+        core.embed_frames(x, level + 0.1, stride, last),
+        core.embed_frames(x, level, stride - 1, last),
+        core.embed_frames(x, level, stride, x),
+        core.embed_frames(x.flip(1), level, stride, last.flip(1)).flip(1),
+    ):
+        assert not torch.allclose(base, other, atol=1e-3)
 
 
 def test_a_new_core_draws_nothing_and_says_everything_alike():
-    core = Core(CoreConfig(vocab=50, merge=2, width=32, depth=1, heads=2, kv_heads=1, hidden=32))
-    hidden = torch.randn(4, 32)
-    assert core.draw(hidden).abs().max() == 0
+    config = CoreConfig(vocab=50, motion=-1, width=32, depth=1, heads=2, kv_heads=1, hidden=32)
+    core = Core(config)
+    hidden = torch.randn(4, 16, 32)
+    assert core.draw(hidden, torch.randn(4, 16, config.channels)).abs().max() == 0
     assert core.say(hidden).abs().max() == 0
+
+
+@pytest.mark.parametrize("merge", [1, 2])
+def test_a_frame_can_be_moved_by_two_latents_at_most(merge):
+    config = CoreConfig(vocab=50, merge=merge, width=32, depth=1, heads=2, kv_heads=1, hidden=32)
+    core = Core(config)
+    before = torch.randn(1, 64, 32)
+    hidden = torch.zeros(1, config.frame_tokens, 32)
+    for down, right, there in ((0, 0, True), (2, -1, True), (3, 0, False)):
+        moved = before.view(1, 8, 8, 32).roll((down, right), (1, 2))
+        bias = core.motion.gate.bias.detach().view(-1, 26)
+        bias.zero_()
+        bias[:, min(24, (2 - down) * 5 + 2 - right if there else 24)] = 50.0
+        drawn = core.split(core.draw(hidden, core.merge(before))).view(1, 8, 8, 32)
+        inner = (slice(None), slice(3, 5), slice(3, 5))
+        assert torch.allclose(drawn[inner], moved[inner], atol=1e-4) == there
 
 
 def test_rotation_keeps_lengths_and_depends_on_differences():

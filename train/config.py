@@ -15,6 +15,7 @@ class ModelShape:
 
     name: str = "nano"
     merge: int = 2
+    motion: int = 2
     width: int = 192
     depth: int = 6
     heads: int = 4
@@ -37,6 +38,7 @@ class TrainConfig:
     episodes: int = 0
     vocab: int = 2048
     device: str = "auto"
+    dtype: str = "auto"
     threads: int = 0
     context_level: float = 0.95
     starts: int = 24

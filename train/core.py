@@ -6,6 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from worldmodel.devices import mixed_precision
 from worldmodel.flow import Predict, draw_levels, flow_loss, mix, sample, shortcut_target
 from worldmodel.moe import FeedForward
 from worldmodel.sequence import Batch, Document, Text, attention_mask, pack
@@ -20,6 +21,7 @@ class CoreTraining:
     Attributes:
         rows, length: a batch is about `rows` rows of `length` tokens.
         flow_weight: lambda of L = L_text + lambda * L_flow (3.0 in arXiv 2603.03276).
+        shift: shifts levels towards noise, beyond what the latents' dimension asks for.
         context_noise: context frames are shown at signal levels 1 - context_noise * u^2.
         shortcut: share of rows that learn large steps, from step `shortcut_from` on.
         own_past: share of rows whose past frames are partly the model's own imagination instead
@@ -31,13 +33,13 @@ class CoreTraining:
     rows: int = 5
     length: int = 384
     flow_weight: float = 3.0
+    shift: float = 2.0
     context_noise: float = 0.35
     shortcut: float = 0.25
     shortcut_from: int = 3000
     own_past: float = 0.3
     own_past_from: int = 4000
     balance: float = 0.002
-    bf16: bool = True
     seed: int = 0
 
 
@@ -49,15 +51,22 @@ class CoreTask:
         sampler: draws documents.
         latents: [frames, n, c] of all of the recordings' frames, normalised, on any device.
         config: the knobs.
+        dtype: of the matrix products; weights stay in float32.
     """
 
     def __init__(
-        self, core: Core, sampler: Sampler, latents: torch.Tensor, config: CoreTraining
+        self,
+        core: Core,
+        sampler: Sampler,
+        latents: torch.Tensor,
+        config: CoreTraining,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.module = core
         self.sampler = sampler
         self.latents = latents
         self.config = config
+        self.dtype = dtype
         self.device = next(core.parameters()).device
 
     def batch(self, rng: np.random.Generator) -> tuple[Batch, torch.Tensor]:
@@ -88,7 +97,7 @@ class CoreTask:
         level, stride = self._levels(batch, step, generator)
         mask = attention_mask(batch)
         goal = shown = clean
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+        with mixed_precision(self.device, self.dtype):
             if step >= config.own_past_from and config.own_past > 0:
                 shown = self._own_past(batch, mask, clean, noise, level, stride, rng)
             noised = mix(shown, noise, level)
@@ -97,10 +106,12 @@ class CoreTask:
                 goal = self._shortcut_goal(batch, mask, clean, noised, level, stride, short)
             hidden = run(core, batch, mask, noised, level, stride)
             aims = batch.is_target.nonzero().squeeze(1)
-            drawn = core.draw(hidden.flatten(0, 1)[_places(batch, aims, core)])
+            drawn = core.draw(
+                hidden.flatten(0, 1)[_places(batch, aims, core)], batch.last_frames(noised)[aims]
+            )
             texts = batch.next_id >= 0
             said = core.say(hidden[texts])
-        flow = flow_loss(drawn.view(len(aims), *clean.shape[1:]), goal[aims], level[aims])
+        flow = flow_loss(drawn, goal[aims], level[aims])
         text = F.cross_entropy(said.float(), batch.next_id[texts], reduction="none")
         losses = {"flow": flow.mean(), "text": text.mean()}
         losses["loss"] = losses["text"] + config.flow_weight * losses["flow"]
@@ -135,7 +146,7 @@ class CoreTask:
         """Signal level and stride of every frame copy [F]."""
         config, shape = self.config, self.module.config
         count, dimensions = len(batch.source), shape.frame_tokens * shape.channels
-        plain = draw_levels(count, dimensions, shape.strides, 0.0, generator)
+        plain = draw_levels(count, dimensions, shape.strides, 0.0, generator, config.shift)
         short = draw_levels(count, dimensions, shape.strides, 1.0, generator)
         context = 1 - config.context_noise * torch.rand(count, generator=generator).square()
         rows = batch.row_of_copies(config.length).cpu()
@@ -220,7 +231,7 @@ class CoreTask:
             shown, levels, strides = noised[inside], level[inside], stride[inside]
             shown[there], levels[there], strides[there] = z, t, s
             hidden = run(core, part, part_mask, shown, levels, strides)
-            return core.draw(hidden.flatten(0, 1)[places]).view_as(z).float()
+            return core.draw(hidden.flatten(0, 1)[places], part.last_frames(shown)[there]).float()
 
         return predict
 
@@ -253,11 +264,11 @@ def run(
 ) -> torch.Tensor:
     """The full forward: hidden states [R, L, D] of a batch whose copies show `shown`."""
     x = core.embed(batch.ids)
-    frames = core.embed_frames(shown, level, stride).to(x.dtype)
+    frames = core.embed_frames(shown, level, stride, batch.last_frames(shown)).to(x.dtype)
     x = x.flatten(0, 1).index_copy(0, batch.visual, frames.flatten(0, 1)).view_as(x)
     return core(x, batch.vision, batch.position, mask)
 
 
 def _places(batch: Batch, copies: torch.Tensor, core: Core) -> torch.Tensor:
-    """Flat token places [len(copies) * N] of some frame copies."""
-    return batch.visual.view(-1, core.config.frame_tokens)[copies].flatten()
+    """Token places [len(copies), N] of some frame copies in the flattened batch."""
+    return batch.visual.view(-1, core.config.frame_tokens)[copies]

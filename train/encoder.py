@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from worldmodel.devices import mixed_precision
 from worldmodel.encoders.rae import RAE, RAEConfig, ViTBlock, to_pixels
 from worldmodel.errors import UserError
 from worldmodel.text import PAD, TextTokenizer
@@ -22,10 +23,9 @@ from worldmodel.train.data import Recordings
 
 @dataclass(frozen=True)
 class EncoderTraining:
-    """What the two stages share: batch size in frames, mixed precision, randomness."""
+    """What the two stages share: batch size in frames, randomness, noise on the latents."""
 
     batch: int = 96
-    bf16: bool = True
     seed: int = 0
     noise: float = 0.4
     text_weight: float = 0.05
@@ -66,8 +66,10 @@ class EncoderTask:
         recordings: Recordings,
         tokenizer: TextTokenizer,
         config: EncoderTraining,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config = config
+        self.dtype = dtype
         self.frames = torch.from_numpy(recordings.frames)
         self.captions = recordings.captions()
         if not self.captions:
@@ -98,7 +100,7 @@ class EncoderTask:
         ratio = torch.rand(half, 1, generator=generator) * 0.75
         hidden = torch.rand(half, tokens, generator=generator) < ratio
         mask = torch.cat([torch.zeros_like(hidden), hidden]).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with mixed_precision(self.device, self.dtype):
             z = self.rae.encoder(pixels, mask)
             noise = torch.randn(z.shape, generator=generator).to(z)
             sigma = torch.rand(len(z), 1, 1, generator=generator).to(z) * self.config.noise
@@ -120,8 +122,15 @@ class EncoderTask:
 class DecoderTask:
     """The decoder alone, on noised latents of the frozen encoder."""
 
-    def __init__(self, rae: RAE, recordings: Recordings, config: EncoderTraining) -> None:
+    def __init__(
+        self,
+        rae: RAE,
+        recordings: Recordings,
+        config: EncoderTraining,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.config = config
+        self.dtype = dtype
         self.frames = torch.from_numpy(recordings.frames)
         self.rae = rae
         self.module = rae.decoder
@@ -133,7 +142,7 @@ class DecoderTask:
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         index = torch.from_numpy(rng.integers(len(self.frames), size=self.config.batch))
         pixels = to_pixels(self.frames[index].to(self.device))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+        with mixed_precision(self.device, self.dtype):
             with torch.no_grad():
                 z = self.rae.encoder(pixels)
             sigma = torch.rand(len(z), 1, 1, generator=generator).to(z) * self.config.noise

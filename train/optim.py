@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from worldmodel.devices import choose_dtype
+
 # Coefficients of the quintic Newton-Schulz iteration, from Jordan et al. 2024 (Muon).
 _NS = (3.4445, -4.7750, 2.0315)
 
@@ -50,9 +52,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Return the nearest semi-orthogonal matrix (roughly) of [..., rows, columns], in bf16."""
+    """Return the nearest semi-orthogonal matrix (roughly) of [..., rows, columns].
+
+    In bfloat16 where it is fast, else in the matrix's own format.
+    """
     a, b, c = _NS
-    x = matrix.to(torch.bfloat16)
+    x = matrix.to(choose_dtype("auto", matrix.device))
     wide = x.shape[-2] <= x.shape[-1]
     if not wide:
         x = x.mT

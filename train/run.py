@@ -18,7 +18,7 @@ from torch import nn
 from worldmodel import checkpoint as checkpoints
 from worldmodel.actions import FORMS
 from worldmodel.checkpoint import Checkpoint
-from worldmodel.devices import choose_device
+from worldmodel.devices import choose_device, choose_dtype, mixed_precision
 from worldmodel.encoders.rae import RAE
 from worldmodel.errors import UserError, suggest
 from worldmodel.text import TextTokenizer, train_tokenizer
@@ -42,6 +42,7 @@ class Run:
     config: TrainConfig
     folder: Path
     device: torch.device
+    dtype: torch.dtype
     recordings: Recordings
     prose: list[str]
 
@@ -57,7 +58,8 @@ def main(config: TrainConfig) -> int:
     device, reason = choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
-    print(f"device: {device} ({reason})", flush=True)
+    dtype = choose_dtype(config.dtype, device)
+    print(f"device: {device} ({reason}), {str(dtype).removeprefix('torch.')}", flush=True)
     recordings = load_recordings(config.store, "train", config.episodes)
     print(f"{recordings.num_episodes} episodes, {len(recordings.frames)} frames", flush=True)
     size, spec = config.rae.size, recordings.spec
@@ -66,7 +68,7 @@ def main(config: TrainConfig) -> int:
             f"The frames of '{config.store}' are {spec.width}x{spec.height} pixels, but rae.size "
             f"is {size}. Set rae.size to the size of the frames, which must be square."
         )
-    run = Run(config, Path(config.out), device, recordings, python_prose())
+    run = Run(config, Path(config.out), device, dtype, recordings, python_prose())
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,7 +105,7 @@ def train_text(run: Run) -> TextTokenizer:
 def train_encoder(run: Run) -> None:
     """Train the representation; see `worldmodel.train.encoder`."""
     rae = build_rae(run.config.rae, run.config.encoder.seed).to(run.device)
-    task = EncoderTask(rae, run.recordings, train_text(run), run.config.encoder)
+    task = EncoderTask(rae, run.recordings, train_text(run), run.config.encoder, run.dtype)
     fit(task, run.config.encoder_loop, run.folder / "encoder")
     measure_latents(rae.eval(), run.recordings.frames)
     _save(rae, run.folder / "encoder.safetensors")
@@ -113,7 +115,7 @@ def train_decoder(run: Run) -> None:
     """Train the decoder on noised latents of the frozen encoder."""
     rae = _load(_new_rae(run), run.folder / "encoder.safetensors", "encoder")
     fit(
-        DecoderTask(rae, run.recordings, run.config.encoder),
+        DecoderTask(rae, run.recordings, run.config.encoder, run.dtype),
         run.config.decoder_loop,
         run.folder / "decoder",
     )
@@ -128,9 +130,9 @@ def train_core(run: Run) -> None:
     active, total = core.parameters_by_use()
     print(f"core: {active / 1e6:.1f} M active, {total / 1e6:.1f} M total parameters", flush=True)
     sampler = Sampler(run.recordings, tokenizer, run.config.mixture, run.prose)
-    latents = cache_latents(rae, run.recordings.frames, run.folder)
+    latents = cache_latents(rae, run.recordings.frames, run.folder, run.dtype)
     fit(
-        CoreTask(core, sampler, latents, run.config.core),
+        CoreTask(core, sampler, latents, run.config.core, run.dtype),
         run.config.core_loop,
         run.folder / "core",
     )
@@ -191,7 +193,9 @@ def new_core(config: TrainConfig, tokenizer: TextTokenizer) -> Core:
         )
 
 
-def cache_latents(rae: RAE, frames: np.ndarray, folder: Path, batch: int = 512) -> torch.Tensor:
+def cache_latents(
+    rae: RAE, frames: np.ndarray, folder: Path, dtype: torch.dtype, batch: int = 64
+) -> torch.Tensor:
     """Return the latents float16 [F, N, C] of all frames, on the encoder's device.
 
     They are kept in `folder` under a name made of the encoder's weights and the frames, so that
@@ -207,7 +211,7 @@ def cache_latents(rae: RAE, frames: np.ndarray, folder: Path, batch: int = 512) 
         shape = (len(frames), cells, rae.channels)
         temporary = path.with_suffix(".tmp")
         stored = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-        with torch.autocast(device.type, torch.bfloat16):
+        with mixed_precision(device, dtype):
             for first in range(0, len(frames), batch):
                 part = torch.from_numpy(frames[first : first + batch])
                 stored[first : first + batch] = rae.encode(part).half().cpu().numpy()

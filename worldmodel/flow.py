@@ -20,12 +20,12 @@ Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(z_t [F, N, C], t [F], stride [F]) -> predicted clean latents [F, N, C]."""
 
 
-def shift_level(t: torch.Tensor, dimensions: int) -> torch.Tensor:
+def shift_level(t: torch.Tensor, dimensions: int, shift: float = 1.0) -> torch.Tensor:
     """Shift levels towards noise for latents of many dimensions (RAE, arXiv 2510.11690).
 
-    alpha = sqrt(dimensions / 4096), at least 1; t / (alpha - (alpha - 1) t).
+    alpha = shift * sqrt(dimensions / 4096), the root at least 1; t / (alpha - (alpha - 1) t).
     """
-    alpha = max(1.0, math.sqrt(dimensions / 4096))
+    alpha = shift * max(1.0, math.sqrt(dimensions / 4096))
     return t / (alpha - (alpha - 1) * t)
 
 
@@ -48,14 +48,19 @@ def flow_loss(x: torch.Tensor, target: torch.Tensor, t: torch.Tensor) -> torch.T
 
 
 def draw_levels(
-    count: int, dimensions: int, strides: int, shortcut: float, generator: torch.Generator
+    count: int,
+    dimensions: int,
+    strides: int,
+    shortcut: float,
+    generator: torch.Generator,
+    shift: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw (t [count], stride [count]) for training targets.
 
     A share `shortcut` of the targets gets a step size 2^-i with i < strides - 1 and a level on
-    its grid; the others get the last stride, plain flow, and a level in [0, 1).
+    its grid; the others get the last stride, plain flow, and a level in [0, 1), see `shift_level`.
     """
-    t = shift_level(torch.rand(count, generator=generator), dimensions)
+    t = shift_level(torch.rand(count, generator=generator), dimensions, shift)
     stride = torch.full((count,), strides - 1)
     short = torch.rand(count, generator=generator) < shortcut
     pick = torch.randint(strides - 1, (count,), generator=generator)

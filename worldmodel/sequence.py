@@ -61,6 +61,7 @@ class Batch:
         next_id: int64 [R, L] the text token that follows in the stream, -1 for none.
         visual: int64 [F * N] flat places (row * L + column) of the tokens of all copies.
         source: int64 [F] which latent a copy shows.
+        before: int64 [F] the context copy of the frame before, -1 for a document's first.
         is_target: bool [F].
         kind: int64 [F] and text_kind: int64 [R, L]: sample kind of each, for logging.
     """
@@ -77,6 +78,7 @@ class Batch:
     next_id: torch.Tensor
     visual: torch.Tensor
     source: torch.Tensor
+    before: torch.Tensor
     is_target: torch.Tensor
     kind: torch.Tensor
     text_kind: torch.Tensor
@@ -92,6 +94,11 @@ class Batch:
     def row_of_copies(self, length: int) -> torch.Tensor:
         """The row that every frame copy lies in, int64 [F]."""
         return self.first_places() // length
+
+    def last_frames(self, shown: torch.Tensor) -> torch.Tensor:
+        """For copies that show [F, N, C], the frame before each as shown; zeros for none."""
+        there = (self.before >= 0).view(-1, 1, 1)
+        return torch.where(there, shown[self.before.clamp(min=0)], 0.0)
 
     def context_of_targets(self) -> torch.Tensor:
         """For every target, in order, the copy that is the same frame's context."""
@@ -112,6 +119,9 @@ class Batch:
             if field.name == "visual":
                 value = value.view(len(inside), -1)[inside]
                 value = (place[value // length] * length + value % length).flatten()
+            elif field.name == "before":  # copies of one document lie in one row
+                number = inside.cumsum(0) - 1
+                value = torch.where(value < 0, value, number[value])[inside]
             elif field.name in ("source", "is_target", "kind"):
                 value = value[inside]
             else:
@@ -139,7 +149,7 @@ class _Tokens:
     """One document as columns, before it is placed in a row."""
 
     columns: dict[str, list[int]]
-    copies: list[tuple[int, int, bool]]  # (first column, latent, is target)
+    copies: list[tuple[int, int, bool, int]]  # (first column, latent, is target, copy before)
 
 
 def lay_out(document: Document, grid: tuple[int, int], window: int) -> _Tokens:
@@ -152,7 +162,7 @@ def lay_out(document: Document, grid: tuple[int, int], window: int) -> _Tokens:
     """
     names = ("ids", "order", "copy", "step", "expire", "time", "row", "column", "next_id")
     columns: dict[str, list[int]] = {name: [] for name in names}
-    copies: list[tuple[int, int, bool]] = []
+    copies: list[tuple[int, int, bool, int]] = []
     targets: list[tuple[int, int, int, int]] = []  # latent, order, step, time
     instruction: list[int] = []
     order = step = time = 0
@@ -167,8 +177,8 @@ def lay_out(document: Document, grid: tuple[int, int], window: int) -> _Tokens:
 
     def put_frame(latent: int, place: tuple[int, int, int], target: bool) -> None:
         at_order, at_step, at_time = place
-        copies.append((len(columns["ids"]), latent, target))
-        number = len(copies) - 1
+        number = len(copies)  # contexts come first, in order: the copy before is step - 1
+        copies.append((len(columns["ids"]), latent, target, at_step - 1))
         for row in range(grid[0]):
             for column in range(grid[1]):
                 values = (PAD, at_order, number, at_step, at_step + window + 1, at_time)
@@ -235,7 +245,7 @@ def pack(
     table["text_kind"] = np.full(shape, -1, np.int64)
     table["order"][:] = np.arange(length)  # padding: every token has its own place
     target = np.zeros(shape, bool)
-    visual, source, is_target, copy_kind = [], [], [], []
+    visual, source, before, is_target, copy_kind = [], [], [], [], []
     cells = grid[0] * grid[1]
     for r, members in enumerate(rows):
         at = 0
@@ -248,12 +258,14 @@ def pack(
             table["doc"][part] = number
             table["text_kind"][part] = kinds[number]
             copy = table["copy"][part]
-            copy[copy >= 0] += len(source)
-            for first, latent, aims in tokens.copies:
+            first_copy = len(source)
+            copy[copy >= 0] += first_copy
+            for first, latent, aims, previous in tokens.copies:
                 places = np.arange(at + first, at + first + cells)
                 visual.append(r * length + places)
                 target[r, places] = aims
                 source.append(latent)
+                before.append(first_copy + previous if previous >= 0 else -1)
                 is_target.append(aims)
                 copy_kind.append(kinds[number])
             at += size
@@ -267,6 +279,7 @@ def pack(
         position=torch.from_numpy(position),
         visual=torch.from_numpy(np.concatenate(visual) if visual else np.zeros(0, np.int64)),
         source=torch.tensor(source, dtype=torch.int64),
+        before=torch.tensor(before, dtype=torch.int64),
         is_target=torch.tensor(is_target, dtype=torch.bool),
         kind=torch.tensor(copy_kind, dtype=torch.int64),
     )

@@ -43,6 +43,7 @@ class Stream:
         segments: what the next step can still see.
         step: frames so far. time: rotary position of the next token.
         latent: [N, C] the last frame in the core's grid; None before the first.
+        shown: [N, C] the same as the core was shown it, slightly noised.
         pending: instruction tokens that go in with the next step.
         frame: uint8 [H, W, 3], the last frame as shown.
         text: exact text that led to it.
@@ -52,6 +53,7 @@ class Stream:
     step: int = 0
     time: int = 0
     latent: torch.Tensor | None = None
+    shown: torch.Tensor | None = None
     pending: tuple[int, ...] = ()
     instruction: str = ""
     frame: np.ndarray = field(default_factory=lambda: np.zeros((1, 1, 3), np.uint8))
@@ -115,7 +117,7 @@ class Engine:
                 free = Pass(self, [_unled(s) for s in streams], [[*b, BOI] for b in bos])
                 predict = _guided(led.predict, free.predict, guidance)
             given = sample(predict, noise[0], denoise_steps, self.core.config.strides)
-        kept = led.commit(given, noise[1])
+        kept, shown = led.commit(given, noise[1])
         followed = []
         for i, stream in enumerate(streams):
             extra = self._segments(stream, kept[i], len(bos[i]))
@@ -128,6 +130,7 @@ class Engine:
                     step=step,
                     time=stream.time + len(words[i]) + 2,
                     latent=given[i],
+                    shown=shown[i],
                     pending=(),
                 )
             )
@@ -185,29 +188,38 @@ class Pass:
         self.frame_position = _positions(at.expand(-1, self.frame_tokens), step, engine.cells)
         self.end_position = _positions(at + 1, step)
         self.embedded = core.embed(self.ids)
+        nothing = torch.zeros(config.frame_tokens, config.channels, device=device)
+        before = [nothing if s.shown is None else s.shown for s in streams]
+        self.before = torch.stack(before).to(engine.dtype)
         self.words_in = False
 
     def predict(self, z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
         """Predicted clean latents [B, N, C] of noised ones; leaves no trace of the frame."""
         return self._run(z, t, stride, end=False).float()
 
-    def commit(self, latents: torch.Tensor, noise: torch.Tensor) -> list[torch.Tensor]:
-        """Put the finished frame and `<eoi>` in; return each row's new keys and values."""
+    def commit(
+        self, latents: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Put the finished frame and `<eoi>` in.
+
+        Returns each row's new keys and values, and the frames [B, N, C] as they were shown.
+        """
         level = torch.full((self.rows,), self.engine.checkpoint.context_level, device=noise.device)
         stride = torch.full_like(level, self.engine.core.config.strides - 1, dtype=torch.int64)
-        self._run(mix(latents, noise, level), level, stride, end=True)
+        shown = mix(latents, noise, level)
+        self._run(shown, level, stride, end=True)
         first, stop = self.past, self.past + self.pad + self.frame_tokens + 1
         kept = []
         for i, words in enumerate(self.lengths):
             index = [*range(first, first + words), *range(first + self.pad, stop)]
             kept.append(self.cache.data[:, :, i][:, :, :, index].clone())
-        return kept
+        return kept, shown
 
     def _run(
         self, z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor, end: bool
     ) -> torch.Tensor:
         core, n = self.engine.core, self.frame_tokens
-        x = core.embed_frames(z.to(self.engine.dtype), t, stride)
+        x = core.embed_frames(z.to(self.engine.dtype), t, stride, self.before)
         parts, positions, vision = [x], [self.frame_position], [torch.ones(n, dtype=torch.bool)]
         before = 0 if self.words_in else self.pad
         if before:
@@ -240,7 +252,7 @@ class Pass:
         if before:
             self.cache.commit(before)
             self.words_in = True
-        return core.draw(hidden[:, before : before + n])
+        return core.draw(hidden[:, before : before + n], self.before)
 
 
 def _positions(

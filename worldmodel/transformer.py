@@ -5,6 +5,10 @@ column), and the feed-forward of `worldmodel.moe`. Text goes in by an embedding 
 logits; a frame token goes in by one linear layer from its (noised) latent and out by one linear
 layer to the clean latent (x-prediction). Everything that makes it causal is in the mask.
 
+Motion is local: most of a frame is the last frame, moved. So a frame token also sees the last
+frame's latents around its place, and its prediction is what it draws plus a mixture of them
+(`Motion`; docs/decisions/0006).
+
 Shapes: B rows, L tokens, D width, N tokens a frame, C latent channels a token.
 """
 
@@ -26,6 +30,8 @@ class CoreConfig:
         latent_grid: rows and columns of the encoder's latents.
         latent_channels: channels of one of the encoder's latent tokens.
         merge: the core joins `merge x merge` neighbouring latents into one token.
+        motion: how many latents around its place a frame token sees and moves of the last frame;
+            -1 for none, as in the paper.
         width, depth, heads, kv_heads: of the transformer.
         ffn: 'dense', 'modality' or 'moe'.
         hidden: hidden size of the feed-forward that a token runs in all (active).
@@ -40,6 +46,7 @@ class CoreConfig:
     latent_grid: tuple[int, int] = (8, 8)
     latent_channels: int = 32
     merge: int = 2
+    motion: int = 2
     width: int = 256
     depth: int = 8
     heads: int = 4
@@ -185,6 +192,57 @@ class Block(nn.Module):
         return x + self.feed_forward(tokens, modality.flatten()).view_as(x)
 
 
+class Motion(nn.Module):
+    """What a frame token knows of the last frame: the latents around its place.
+
+    A token reads its neighbourhood of (m + 2 r)^2 latents, for m = merge and r = motion, by one
+    linear layer. For each of the m^2 latents that it predicts, it can move one of the (2 r + 1)^2
+    latents around that place there, or a mixture, or nothing (a softmax, so that rollouts
+    stay bounded). After the predicted kernels of video prediction (Finn et al. 2016, arXiv
+    1605.07157) and the stacked past frames of DIAMOND (arXiv 2405.12399).
+    """
+
+    def __init__(self, config: CoreConfig) -> None:
+        super().__init__()
+        self.config = config
+        r, m = config.motion, config.merge
+        self.choices = (2 * r + 1) ** 2 + 1
+        self.read = nn.Linear((m + 2 * r) ** 2 * config.latent_channels, config.width, bias=False)
+        self.gate = nn.Linear(config.width, m * m * self.choices)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Move nothing anywhere at first: the latent at the same place counts most."""
+        nn.init.zeros_(self.gate.weight)
+        bias = self.gate.bias.view(-1, self.choices)
+        bias.zero_()
+        bias[:, (self.choices - 1) // 2] = 2.0
+
+    def see(self, before: torch.Tensor) -> torch.Tensor:
+        """Last frames' latents [F, N, C] to what their neighbourhoods add to tokens [F, N, D]."""
+        m, r = self.config.merge, self.config.motion
+        return self.read(self._around(before, m + 2 * r, m).transpose(1, 2))
+
+    def move(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """Hidden [F, N, D] and last frames' latents [F, N, C] to moved latents [F, N, C]."""
+        config = self.config
+        (rows, columns), m = config.grid, config.merge
+        gates = self.gate(hidden).view(-1, rows, columns, m, m, self.choices)
+        gates = gates.transpose(2, 3).reshape(-1, rows * m * columns * m, self.choices)
+        around = self._around(before, 2 * config.motion + 1, 1)
+        around = around.view(len(around), config.latent_channels, self.choices - 1, -1)
+        moved = torch.einsum("fnk,fckn->fnc", gates.softmax(-1)[..., :-1], around)
+        return join_cells(config, moved)
+
+    def _around(self, tokens: torch.Tensor, size: int, stride: int) -> torch.Tensor:
+        """Windows [F, c * size^2, places] of latents; beyond the frame its edge goes on."""
+        cells = split_cells(self.config, tokens).transpose(1, 2)
+        cells = cells.unflatten(2, self.config.latent_grid)
+        return F.unfold(
+            F.pad(cells, (self.config.motion,) * 4, mode="replicate"), size, stride=stride
+        )
+
+
 class Core(nn.Module):
     """The whole network."""
 
@@ -203,7 +261,8 @@ class Core(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = RMSNorm(width)
         self.say = nn.Linear(width, config.vocab, bias=False)
-        self.draw = nn.Linear(width, channels)
+        self.paint = nn.Linear(width, channels)
+        self.motion = Motion(config) if config.motion >= 0 else None
         axis, frequencies = rotary_table(width // config.heads)
         self.register_buffer("axis", axis, persistent=False)
         self.register_buffer("frequencies", frequencies, persistent=False)
@@ -238,7 +297,9 @@ class Core(nn.Module):
         assert isinstance(last, nn.Linear)
         last.weight.mul_(0.1)  # at first, what a frame shows weighs more than how noisy it is
         nn.init.zeros_(self.say.weight)
-        nn.init.zeros_(self.draw.weight)
+        nn.init.zeros_(self.paint.weight)
+        if self.motion is not None:
+            self.motion.init_weights()
 
     def _point_heads(self, attention: Attention, layer: int) -> None:
         """Point the first head at the words of its own step, the others at the last frame.
@@ -269,7 +330,11 @@ class Core(nn.Module):
                         weight[i][words] = 4.0 / self.config.width
 
     def embed_frames(
-        self, latents: torch.Tensor, level: torch.Tensor, stride: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        level: torch.Tensor,
+        stride: torch.Tensor,
+        before: torch.Tensor,
     ) -> torch.Tensor:
         """Frame tokens of (noised) latents.
 
@@ -277,12 +342,22 @@ class Core(nn.Module):
             latents: [F, N, C] in the core's grid (see `merge`).
             level: [F] signal level t in [0, 1], 1 is clean.
             stride: int64 [F], step size 2^-i; the last one means "no step, plain flow".
+            before: [F, N, C] the last frame as shown to the core; zeros where there is none.
 
         Returns:
             [F, N, D].
         """
         condition = self.level(level_features(level).to(latents.dtype)) + self.stride(stride)
-        return self.see(latents) + self.place + condition.unsqueeze(1)
+        x = self.see(latents) + self.place + condition.unsqueeze(1)
+        return x if self.motion is None else x + self.motion.see(before)
+
+    def draw(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        """Hidden states [F, N, D] of frame tokens to predicted clean latents [F, N, C].
+
+        `before` is what `embed_frames` was given.
+        """
+        x = self.paint(hidden)
+        return x if self.motion is None else x + self.motion.move(hidden, before)
 
     def forward(
         self,
@@ -313,15 +388,11 @@ class Core(nn.Module):
 
     def merge(self, latents: torch.Tensor) -> torch.Tensor:
         """Encoder latents [F, n, c] to core tokens [F, N, C], neighbours joined."""
-        (rows, columns), m = self.config.latent_grid, self.config.merge
-        x = latents.view(-1, rows // m, m, columns // m, m, latents.shape[-1])
-        return x.transpose(2, 3).flatten(3).flatten(1, 2)
+        return join_cells(self.config, latents)
 
     def split(self, tokens: torch.Tensor) -> torch.Tensor:
         """Core tokens [F, N, C] to encoder latents [F, n, c]; inverse of `merge`."""
-        (rows, columns), m = self.config.grid, self.config.merge
-        x = tokens.view(-1, rows, columns, m, m, self.config.latent_channels)
-        return x.transpose(2, 3).flatten(1, 4)
+        return split_cells(self.config, tokens)
 
     def parameters_by_use(self) -> tuple[int, int]:
         """Return (active, total) numbers of parameters; active is what one token runs."""
@@ -330,6 +401,20 @@ class Core(nn.Module):
         expert = 3 * self.config.width * args["hidden"]
         idle = self.config.depth * expert * (args["experts"] - args["top_k"] + args["shared"] - 1)
         return total - idle, total
+
+
+def join_cells(config: CoreConfig, latents: torch.Tensor) -> torch.Tensor:
+    """Latents [F, n, c] to tokens [F, N, C] of merge x merge neighbours each."""
+    (rows, columns), m = config.latent_grid, config.merge
+    x = latents.view(-1, rows // m, m, columns // m, m, latents.shape[-1])
+    return x.transpose(2, 3).flatten(3).flatten(1, 2)
+
+
+def split_cells(config: CoreConfig, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens [F, N, C] to latents [F, n, c]; inverse of `join_cells`."""
+    (rows, columns), m = config.grid, config.merge
+    x = tokens.view(-1, rows, columns, m, m, config.latent_channels)
+    return x.transpose(2, 3).flatten(1, 4)
 
 
 def rotary_table(head: int) -> tuple[torch.Tensor, torch.Tensor]:
