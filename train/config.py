@@ -50,5 +50,5 @@ class TrainConfig:
     mixture: Mixture = field(default_factory=Mixture)
     core: CoreTraining = field(default_factory=CoreTraining)
     core_loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(6000, lr=2e-3, warmup=50, ema=0.998)
+        default_factory=lambda: LoopConfig(1700, lr=2e-3, warmup=50, ema=0.998)
     )

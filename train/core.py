@@ -30,15 +30,15 @@ class CoreTraining:
         balance: rate of the router's bias (arXiv 2408.15664).
     """
 
-    rows: int = 5
+    rows: int = 10
     length: int = 384
     flow_weight: float = 3.0
     shift: float = 2.0
     context_noise: float = 0.35
-    shortcut: float = 0.25
-    shortcut_from: int = 3000
-    own_past: float = 0.3
-    own_past_from: int = 4000
+    shortcut: float = 0.2
+    shortcut_from: int = 700
+    own_past: float = 0.4
+    own_past_from: int = 700
     balance: float = 0.002
     seed: int = 0
 
