@@ -1,1 +1,1 @@
-"""Zarr stores of episodes: schema, writer, reader, clips, collection, validation."""
+"""Zarr stores of episodes: schema, writer, reader, clips, collection, care, other formats."""

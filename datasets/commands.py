@@ -1,17 +1,21 @@
-"""`worldmodel data <command>`: look at a store and check it."""
+"""`worldmodel data <command>`: look at stores, care for them, bring data in and out."""
 
+import contextlib
+import json
 import os
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from worldmodel.datasets import care
 from worldmodel.datasets.clips import splits
 from worldmodel.datasets.schema import SCHEMA_VERSION, annotations_from
-from worldmodel.datasets.store import EpisodeStore, leftovers, remove_leftovers, strays
+from worldmodel.datasets.store import EpisodeStore, leftovers, remove_leftovers
 from worldmodel.errors import UserError, suggest
 from worldmodel.world import Episode
 
@@ -23,11 +27,29 @@ class DataConfig:
     command: str = "info"
     store: str = "data/doom.zarr"
     split: str | None = None
-    out: str = "preview.png"
+    out: str | None = None
     episodes: int = 4
     columns: int = 8
     every: int = 4
     clean: bool = False
+    stores: tuple[str, ...] = ()
+    val: float = 0.1
+    test: float = 0.1
+    by: str | None = None
+    seed: int = 0
+    format: str | None = None
+    source: str | None = None
+    size: tuple[int, int] = (64, 64)
+    fps: float | None = None
+    spacing: int = 1
+    shortest: int = 16
+    longest: int = 1024
+    cut: float = 0.5
+    camera: str | None = None
+    table: str | None = None
+    action_columns: tuple[int, ...] | None = None
+    scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    licence: str = "unspecified"
 
 
 def main(config: DataConfig) -> int:
@@ -40,11 +62,12 @@ def main(config: DataConfig) -> int:
         raise UserError(
             f"Unknown data command '{config.command}'.{suggest(config.command, COMMANDS)}"
         )
-    return COMMANDS[config.command](EpisodeStore(config.store), config)
+    return COMMANDS[config.command](config)
 
 
-def info(store: EpisodeStore, config: DataConfig) -> int:
+def info(config: DataConfig) -> int:
     """Print what a store holds."""
+    store = EpisodeStore(config.store)
     spec, names = store.spec, _chosen(store, config)
     tally = _tally(store, names)
     steps = sum(store.lengths[name] for name in names)
@@ -60,12 +83,14 @@ def info(store: EpisodeStore, config: DataConfig) -> int:
         "frames": f"{frames} in {steps} steps, {steps / spec.fps / 3600:.2f} hours of play",
         "on disk": f"{tally.bytes_on_disk / 1e6:.1f} MB, {per_frame:.0f} bytes/frame"
         + (f" (raw {raw}, {raw / per_frame:.1f} times as much)" if per_frame else ""),
-        "keys": _shares(tally.keys, steps),
+        "keys": _shares(tally.keys, tally.keys.total()),
         "sentences": ", ".join(f"{kind} {n}" for kind, n in sorted(tally.sentences.items()))
         or "(none)",
         "policies": ", ".join(f"{name} {n}" for name, n in sorted(tally.policies.items()))
         or "(none)",
     }
+    if tally.unlabelled:
+        rows["unlabelled"] = f"{tally.unlabelled} episodes, whose actions nobody knows"
     rows |= {key: str(value) for key, value in store.provenance.items()}
     for key, value in rows.items():
         print(f"{key:<10} {value}")
@@ -74,18 +99,13 @@ def info(store: EpisodeStore, config: DataConfig) -> int:
     return 0
 
 
-def validate(store: EpisodeStore, config: DataConfig) -> int:
-    """Check every episode; return 1 where something is damaged."""
-    problems = []
+def validate(config: DataConfig) -> int:
+    """Check every episode; return 1 where something is wrong."""
+    store = EpisodeStore(config.store)
     names = _chosen(store, config)
-    for name in tqdm(names, unit="episode", desc="validate", disable=not sys.stderr.isatty()):
-        try:
-            store.check(name)
-        except UserError as error:
-            problems.append(str(error))
-    problems += [f"{path} is not an episode of this schema." for path in strays(store.path)]
+    problems = _faults(store, names)
     for problem in problems:
-        print(problem)
+        print(problem.says)
     left = leftovers(store.path)
     if left and config.clean:
         print(f"Removed {remove_leftovers(store.path)} unfinished episodes of killed writers.")
@@ -99,10 +119,83 @@ def validate(store: EpisodeStore, config: DataConfig) -> int:
     return 1 if problems else 0
 
 
-def preview(store: EpisodeStore, config: DataConfig) -> int:
-    """Write a contact sheet of some episodes as a PNG."""
-    from worldmodel.datasets.preview import contact_sheet
+def repair(config: DataConfig) -> int:
+    """Move everything that `validate` complains about to the store's folder `damaged`."""
+    store = EpisodeStore(config.store)
+    names = _chosen(store, config)
+    problems = _faults(store, names)
+    for problem in problems:
+        print(problem.says)
+        print(f"  moved to {care.move_aside(store.path, problem)}")
+    kept = len(EpisodeStore(config.store))
+    moved = f"{len(problems)} moved to {store.path / care.DAMAGED}" if problems else "all intact"
+    print(f"{store.path}: {len(names)} episodes checked, {moved}; {kept} episodes remain.")
+    return 0
 
+
+def merge(config: DataConfig) -> int:
+    """Copy the episodes of several stores into one."""
+    out = Path(_out(config, "merge"))
+    total = care.merge([EpisodeStore(path) for path in config.stores], out)
+    print(f"{out} now holds {total} episodes.")
+    return 0
+
+
+def split(config: DataConfig) -> int:
+    """Write a store anew with splits by level."""
+    out = Path(_out(config, "split"))
+    store = EpisodeStore(config.store)
+    counts = care.split(store, out, config.val, config.test, config.seed, config.by)
+    print(f"{out}: " + ", ".join(f"{name} {n}" for name, n in sorted(counts.items())) + ".")
+    return 0
+
+
+def stats(config: DataConfig) -> int:
+    """Print figures of a store, and write them as JSON where `out` is given."""
+    from worldmodel.datasets.stats import as_text, measure
+
+    store = EpisodeStore(config.store)
+    figures = measure(store, _chosen(store, config))
+    print(as_text(figures))
+    if config.out:
+        text = json.dumps(figures, indent=1) + "\n"
+        _written(Path(config.out), lambda path: path.write_text(text, encoding="utf-8"))
+        print(f"{config.out}: the same as JSON.")
+    return 0
+
+
+def import_(config: DataConfig) -> int:
+    """Add the episodes of other data to a store."""
+    from worldmodel.datasets import transfer
+    from worldmodel.datasets.importers.common import ImportOptions
+
+    settings = {field.name: getattr(config, field.name) for field in fields(ImportOptions)}
+    count = transfer.import_(
+        config.format, config.source, config.store, ImportOptions(**settings), config.licence
+    )
+    total = len(EpisodeStore(config.store))
+    print(f"{count} episodes read; {config.store} now holds {total}.")
+    return 0
+
+
+def export(config: DataConfig) -> int:
+    """Write episodes in another format."""
+    from worldmodel.datasets import transfer
+
+    out = Path(_out(config, "export"))
+    store = EpisodeStore(config.store)
+    names = _chosen(store, config)
+    transfer.export(store, names, config.format, out)
+    print(f"{out}: {len(names)} episodes as {config.format}.")
+    return 0
+
+
+def preview(config: DataConfig) -> int:
+    """Write a contact sheet of some episodes as a PNG, or show them in an MP4."""
+    from worldmodel.datasets.preview import contact_sheet, film
+    from worldmodel.datasets.video import write_mp4
+
+    store = EpisodeStore(config.store)
     for name in ("episodes", "columns", "every"):
         if getattr(config, name) < 1:
             raise UserError(f"{name}={getattr(config, name)} must be at least 1.")
@@ -114,20 +207,54 @@ def preview(store: EpisodeStore, config: DataConfig) -> int:
     shown: list[tuple[str, Episode]] = [
         (names[i], store.read(names[i])) for i in spread.round().astype(int)
     ]
+    out = Path(config.out or "preview.png")
+    if out.suffix.lower() == ".mp4":
+        pictures = film(shown, store.spec)
+        _written(out, lambda path: write_mp4(path, pictures, store.spec.fps))
+        print(f"{out}: {len(shown)} episodes, {store.spec.fps:g} frames/s.")
+        return 0
     sheet = contact_sheet(shown, store.spec, config.columns, config.every)
-    out = Path(config.out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(f".{out.name}.{os.getpid()}")
-        sheet.save(temporary, format="PNG")
-        temporary.replace(out)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error}.") from error
+    _written(out, lambda path: sheet.save(path, format="PNG"))
     print(f"{out}: {len(shown)} episodes, {sheet.width}x{sheet.height} pixels.")
     return 0
 
 
-COMMANDS = {"info": info, "validate": validate, "preview": preview}
+COMMANDS: dict[str, Callable[[DataConfig], int]] = {
+    "info": info,
+    "stats": stats,
+    "preview": preview,
+    "validate": validate,
+    "repair": repair,
+    "merge": merge,
+    "split": split,
+    "import": import_,
+    "export": export,
+}
+
+
+def _faults(store: EpisodeStore, names: list[str]) -> list[care.Fault]:
+    quiet = not sys.stderr.isatty()
+    checked = tqdm(names, unit="episode", desc="validate", disable=quiet)
+    return [*care.faults(store, checked), *care.stray_faults(store.path)]
+
+
+def _out(config: DataConfig, command: str) -> str:
+    if not config.out:
+        raise UserError(f"{command} needs the place to write to: out=PATH.")
+    return config.out
+
+
+def _written(out: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file that appears at `out` once it is whole."""
+    temporary = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        temporary.replace(out)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"{out} cannot be written: {error}.") from error
 
 
 @dataclass
@@ -139,6 +266,7 @@ class _Tally:
     policies: Counter[str]
     bytes_on_disk: int = 0
     damaged: int = 0
+    unlabelled: int = 0
 
 
 def _tally(store: EpisodeStore, names: list[str]) -> _Tally:
@@ -153,6 +281,9 @@ def _tally(store: EpisodeStore, names: list[str]) -> _Tally:
             tally.damaged += 1
             continue
         tally.policies[str(episode_info.get("policy", "unknown"))] += 1
+        if episode_info.get("labelled") is False:
+            tally.unlabelled += 1
+            continue
         masks, counts = np.unique(arrays["keys"], return_counts=True)
         for mask, count in zip(masks.tolist(), counts.tolist(), strict=True):
             text = table.text(table.from_mask(mask)).removeprefix("action: ")

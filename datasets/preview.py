@@ -1,6 +1,6 @@
-"""A contact sheet of episodes: frames, what was done at each, and what is said about them."""
+"""Episodes to look at: a sheet of frames, actions and sentences, or a film with captions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -34,6 +34,36 @@ def contact_sheet(
         sheet.paste(strip, (0, top))
         top += strip.height
     return sheet
+
+
+def film(episodes: Sequence[tuple[str, Episode]], spec: WorldSpec) -> Iterator[np.ndarray]:
+    """Yield every frame of the episodes, enlarged, over a bar with its action and its caption.
+
+    Args:
+        episodes: pairs of id and episode.
+        spec: their world.
+
+    Yields:
+        uint8 RGB [height, width, 3], all of one size with even sides.
+    """
+    scale = max(1, round(2 * _CELL / max(spec.width, spec.height)))
+    width, tall = max(2 * _CELL, spec.width * scale), spec.height * scale
+    size = (width + width % 2, tall + 3 * _LINE + (tall + 3 * _LINE) % 2)
+    for name, episode in episodes:
+        for at, frame in enumerate(episode.frames):
+            image = Image.new("RGB", size, _PAPER)
+            large = Image.fromarray(frame).resize(
+                (spec.width * scale, tall), Image.Resampling.NEAREST
+            )
+            image.paste(large, ((size[0] - large.width) // 2, 0))
+            draw = ImageDraw.Draw(image)
+            font = ImageFont.load_default(14)
+            draw.text((_GAP, tall), f"{name}  {at}", _FAINT, _small())
+            draw.text((_GAP, tall + _LINE), _done(episode, spec, at), _ACCENT, font)
+            said = _caption(episode.annotations, at, at + 1)
+            for line in _wrapped(said, size[0] - 2 * _GAP, draw)[:1]:
+                draw.text((_GAP, tall + 2 * _LINE), line, _INK, _small())
+            yield np.asarray(image)
 
 
 def _strip(name: str, episode: Episode, spec: WorldSpec, columns: int, every: int) -> Image.Image:
@@ -77,6 +107,8 @@ def _done(episode: Episode, spec: WorldSpec, at: int) -> str:
     """Return the text of the action that follows frame `at`."""
     if at >= episode.num_steps:
         return "(end)"
+    if episode.info.get("labelled") is False:
+        return "(unknown)"
     action = spec.actions.from_mask(int(episode.keys[at]))
     if action.idle and np.any(episode.actions[at]):  # a move that no keys make
         dx, dy, dyaw = episode.actions[at]

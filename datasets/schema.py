@@ -21,6 +21,9 @@ and `checksum`. `layout` maps an array's name to {dtype, shape, offset} in `pack
 not there is known to be missing, where Zarr alone would read zeros. `checksum` is the crc32 of
 the rest of the record.
 
+An episode whose actions nobody knows (raw video) says `labelled: false` in its info; its actions
+are NaN and its keys 0. Whoever samples actions has to look at that first.
+
 The id `ep-<seed>-<split>-<steps>-<digest>` says what a reader needs to know first, so that
 opening a store is one listing of a folder. The digest is taken over the content: the same
 episode always has the same id, different ones never share one, whoever writes them.

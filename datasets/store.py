@@ -199,8 +199,8 @@ class EpisodeStore:
         """
         return dict(self._reader(name).record["info"])
 
-    def check(self, name: str) -> None:
-        """Verify every byte of an episode: files, then what they decode to.
+    def check(self, name: str) -> Episode:
+        """Verify every byte of an episode, files and what they decode to, and return it.
 
         Raises:
             UserError: what is damaged.
@@ -215,6 +215,7 @@ class EpisodeStore:
             packed, _ = schema.pack(schema.episode_arrays(episode))
             if str(schema.episode_id(episode, packed)) != name:
                 raise ValueError("it is not what its id says")
+        return episode
 
     def size_on_disk(self, name: str) -> int:
         """Return the bytes that an episode takes on disk."""
@@ -477,5 +478,5 @@ def _explained(store: Path, name: str, array: str) -> Iterator[None]:
         reason = str(error) or type(error).__name__
         raise UserError(
             f"{store}: '{array}' of episode {name} is damaged ({reason}). The other episodes "
-            f"are intact; delete the folder {EPISODES}/{name} and collect that seed again."
+            f"are intact; `worldmodel data repair store={store}` moves this one aside."
         ) from error

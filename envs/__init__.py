@@ -1,41 +1,73 @@
 """Worlds: environments behind the World protocol, their facts, their language, their policies."""
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from worldmodel.envs.gym_config import PRESETS, GymConfig, load_config, load_preset
+from worldmodel.envs.registration import register
 from worldmodel.errors import UserError, suggest
 from worldmodel.world import Annotation, Episode, World, WorldSpec
 
 if TYPE_CHECKING:
     from worldmodel.envs.policies import Policy
 
-WORLDS = ("doom",)
+WORLDS = ("doom", *PRESETS)
+"""Names of worlds; besides them any Gymnasium id as 'gym:ID', and YAML files."""
+
+register()
 
 
 def make_world(name: str, **options: Any) -> World:
     """Return a new world.
 
     Args:
-        name: one of `WORLDS`.
-        options: the world's own, for 'doom' see `worldmodel.envs.doom.world.DoomWorld`:
-            `split` ('train', 'val', 'test'), `native` (120, 240, 480), `size`.
+        name: one of `WORLDS`; 'gym:ID' for a Gymnasium id, whose keys are then assumed; or the
+            path of a YAML file that describes one (docs/worlds.md).
+        options: the world's own. All have `split` ('train', 'val', 'test') and `size`, the
+            height and width of the frames; 'doom' also `native` (120, 240, 480), see
+            `worldmodel.envs.doom.world.DoomWorld`.
 
     Raises:
-        UserError: an unknown name or option.
+        UserError: an unknown name or option, a package that is missing.
     """
-    if name not in WORLDS:
-        raise UserError(f"Unknown world '{name}'.{suggest(name, WORLDS)}")
-    try:
-        from worldmodel.envs.doom.world import DoomWorld  # loads the engine: only when wanted
-    except ImportError as error:
-        raise UserError(f"World 'doom' needs ViZDoom ({error}): pip install vizdoom.") from error
-    known = inspect.signature(DoomWorld).parameters
+    make: Callable[..., World]
+    if name == "doom":
+        try:
+            from worldmodel.envs.doom.world import DoomWorld  # loads the engine
+        except ImportError as error:
+            raise UserError(
+                f"World 'doom' needs ViZDoom ({error}): pip install vizdoom."
+            ) from error
+        make = DoomWorld
+    else:
+        config = _describe(name)
+        from worldmodel.envs.gym import GymWorld
+
+        make = partial(GymWorld, config)
+    known = inspect.signature(make).parameters
     for option in options:
         if option not in known:
             raise UserError(f"World '{name}' has no option '{option}'.{suggest(option, known)}")
-    return DoomWorld(**options)
+    return make(**options)
+
+
+def _describe(name: str) -> GymConfig:
+    """Return the description of a Gymnasium world."""
+    if name.startswith("gym:") and len(name) > len("gym:"):
+        gym_id = name.removeprefix("gym:")
+        return GymConfig(name=gym_id, id=gym_id)
+    if name.endswith((".yaml", ".yml")):
+        return load_config(name)
+    if name in PRESETS:
+        return load_preset(name)
+    raise UserError(
+        f"Unknown world '{name}'.{suggest(name, WORLDS)} Any Gymnasium id works as 'gym:ID', and "
+        "a YAML file describes a world of your own."
+    )
 
 
 def make_policy(name: str, seed: int = 0) -> "Policy":

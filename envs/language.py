@@ -6,9 +6,11 @@ visible; left and right are as seen by the agent.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
+from worldmodel.actions import ActionTable
 from worldmodel.envs.doom.textures import THEMES
 from worldmodel.world import Annotation, Episode, Facts, WorldSpec
 
@@ -58,9 +60,15 @@ def annotate(episode: Episode, spec: WorldSpec, rng: np.random.Generator) -> tup
     """Return sentences about an episode, ordered by their first frame.
 
     Captions and questions come about every 8 frames, instructions cover clips of 6 to 24
-    steps and may overlap. Worlds without the facts give only what the actions tell.
+    steps and may overlap. Without the facts there is only what the actions tell: instructions
+    from the motion, or where the agent's motion is not known in metres, from the keys held.
     """
     said: list[Annotation] = []
+    if not spec.actions.rows:
+        return ()  # a video: nobody knows what was done
+    if "pose" not in episode.facts and (episode.keys.any() or not _measured(spec)):
+        said += _from_keys(episode, spec.actions, rng)
+        return tuple(sorted(said, key=lambda a: (a.start, a.stop, a.kind)))
     if {"light", "wall", "bearing", "distance"} <= set(episode.facts):
         for start in range(0, episode.num_steps + 1, 8):
             index = min(start + int(rng.integers(8)), episode.num_steps)
@@ -71,6 +79,36 @@ def annotate(episode: Episode, spec: WorldSpec, rng: np.random.Generator) -> tup
             said.append(Annotation("question", index, index, question, answer))
     said += instructions(episode, spec, rng)
     return tuple(sorted(said, key=lambda a: (a.start, a.stop, a.kind)))
+
+
+def _measured(spec: WorldSpec) -> bool:
+    """Whether the keys displace the agent by known amounts."""
+    return any(row.moves for row in spec.actions.rows)
+
+
+def _from_keys(
+    episode: Episode, table: ActionTable, rng: np.random.Generator
+) -> Iterator[Annotation]:
+    """Yield an instruction per stretch of at least 3 steps under the same keys, and captions.
+
+    A caption says what is done from its frame on, about every 8 frames.
+    """
+    changes = np.flatnonzero(np.diff(episode.keys.astype(int))) + 1
+    edges = [*([0] if episode.num_steps else []), *changes.tolist(), episode.num_steps]
+    due = int(rng.integers(8))
+    for begin, end in pairwise(edges):
+        action = table.from_mask(int(episode.keys[begin]))
+        pick = int(rng.integers(8))
+        # 'stop' and 'stand still' would be untrue of a car that rolls on.
+        phrase = table.text(action, "phrase", pick).removeprefix("action: ")
+        phrase = ("do nothing", "wait")[pick % 2] if action.idle else phrase
+        while due < end:
+            yield Annotation("caption", due, due, f"about to {phrase}")
+            due += int(rng.integers(6, 11))
+        for start in range(begin, end, _CLIP_STEPS[-1]):
+            stop = min(start + _CLIP_STEPS[-1], end)
+            if stop - start >= 3:
+                yield Annotation("instruction", start, stop, phrase)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 import math
 from collections import deque
 from collections.abc import Callable
+from itertools import combinations
 from typing import Protocol
 
 import numpy as np
 
-from worldmodel.actions import Action
+from worldmodel.actions import Action, ActionTable
 from worldmodel.errors import UserError, suggest
 from worldmodel.world import Facts, Step, WorldSpec
 
@@ -42,9 +43,13 @@ def make_policy(name: str, seed: int = 0) -> Policy:
 
 
 class RandomPolicy:
-    """A random walk over key combinations, each held for a while."""
+    """A random walk over key combinations, each held for a while.
 
-    _CHOICES: tuple[tuple[Keys, float], ...] = (
+    A world with the six keys of a walker gets combinations that suit one; any other world its
+    own keys, alone or two that can be held together.
+    """
+
+    _WALKER: tuple[tuple[Keys, float], ...] = (
         (("w",), 4), (("w", "a"), 2), (("w", "d"), 2), (("a",), 2), (("d",), 2), (("s",), 1.5),
         (("q",), 1.2), (("e",), 1.2), ((), 1), (("w", "q"), 0.6), (("w", "e"), 0.6),
         (("a", "e"), 0.6), (("d", "q"), 0.6), (("s", "a"), 0.5), (("s", "d"), 0.5),
@@ -58,20 +63,37 @@ class RandomPolicy:
         """See `Policy.reset`."""
         self._rng = np.random.default_rng(seed)
         self._queue: deque[Keys] = deque()
+        self._choices: tuple[tuple[Keys, float], ...] = ()
+        self._taste: np.ndarray | None = None
 
     def act(self, step: Step, spec: WorldSpec) -> Action:
         """See `Policy.act`."""
+        self._look_at(spec)
         if not self._queue:
             self._queue.extend(self.segment(step.facts))
         return _press(spec, self._queue.popleft())
 
     def segment(self, facts: Facts) -> list[Keys]:
         """Return the next keys, one entry per step."""
-        weights = np.array([weight for _, weight in self._CHOICES])
+        weights = np.array([weight for _, weight in self._choices])
+        if self._taste is not None:
+            weights = weights * self._taste
         if facts and float(facts.get("wall", 9.0)) < 1.2:
-            weights = weights * [0.1 if "w" in keys else 1.0 for keys, _ in self._CHOICES]
+            weights = weights * [0.1 if "w" in keys else 1.0 for keys, _ in self._choices]
         pick = int(self._rng.choice(len(weights), p=weights / weights.sum()))
-        return [self._CHOICES[pick][0]] * int(self._rng.integers(2, 11))
+        return [self._choices[pick][0]] * int(self._rng.integers(2, 11))
+
+    def vary(self, spec: WorldSpec) -> None:
+        """Take a liking to some of the keys, until the next time."""
+        self._look_at(spec)
+        liking = {key: self._rng.gamma(0.5) + 0.02 for key in ("", *spec.actions.keys)}
+        held = [keys or ("",) for keys, _ in self._choices]
+        self._taste = np.array([math.prod(liking[k] for k in ks) ** (1 / len(ks)) for ks in held])
+
+    def _look_at(self, spec: WorldSpec) -> None:
+        if not self._choices:
+            walker = set(spec.actions.keys) == set("wasdqe")
+            self._choices = self._WALKER if walker else _choices(spec.actions)
 
 
 class ExplorePolicy:
@@ -231,7 +253,11 @@ class GotoPolicy(ExplorePolicy):
 
 
 class MixPolicy:
-    """Explores, goes to objects or wanders; changes over every 20 to 60 steps."""
+    """Explores, goes to objects or wanders; changes over every 20 to 60 steps.
+
+    In a world without the facts `pose` and `rays` it wanders with a liking for some of the keys,
+    and changes its likings over: some stretches are all driving, others all turning.
+    """
 
     def __init__(self, seed: int = 0) -> None:
         self.reset(seed)
@@ -244,9 +270,12 @@ class MixPolicy:
 
     def act(self, step: Step, spec: WorldSpec) -> Action:
         """See `Policy.act`."""
+        blind = "pose" not in step.facts or "rays" not in step.facts
         if self._left == 0:
-            self._now = int(self._rng.choice(3, p=[0.47, 0.35, 0.18]))
+            self._now = 2 if blind else int(self._rng.choice(3, p=[0.47, 0.35, 0.18]))
             self._left = int(self._rng.integers(20, 61))
+            if blind:
+                self._parts[2].vary(spec)
         self._left -= 1
         for n, part in enumerate(self._parts[:2]):
             if n != self._now and "rays" in step.facts:
@@ -348,6 +377,15 @@ class _Map:
         ys = np.linspace(a[1] + 0.5, b[1] + 0.5, steps)
         cells = {_cell(x, y) for x, y in zip(xs, ys, strict=True)}
         return cells <= self._free and not cells & self._blocked
+
+
+def _choices(table: ActionTable) -> tuple[tuple[Keys, float], ...]:
+    """Return the keys of a table, alone and in pairs, with how often each is wanted."""
+    single = [((key,), 4.0 if key == "w" else 2.0) for key in table.keys]
+    paired = [keys for keys in combinations(table.keys, 2) if len(table.press(keys).keys) == 2]
+    # All pairs together are wanted half as often as all single keys, however many there are.
+    each = len(single) / max(len(paired), 1)
+    return (((), 1.0), *single, *((keys, min(each, 1.0)) for keys in paired))
 
 
 def _press(spec: WorldSpec, keys: Keys) -> Action:

@@ -23,6 +23,6 @@ class EvalConfig:
     idm: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
-    denoise_steps: int = 4
-    guidance: float = 1.0
+    denoise_steps: int = 2
+    guidance: float = 1.5
     seed: int = 0

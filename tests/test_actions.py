@@ -133,3 +133,35 @@ def test_an_unknown_key_is_refused_with_the_nearest_one():
 
 def test_the_table_survives_json():
     assert ActionTable.from_json(json.loads(json.dumps(WITH_EVENT.to_json()))) == WITH_EVENT
+
+
+def test_an_action_that_moves_nothing_has_no_metric_form():
+    held = WITH_EVENT.press("wf")
+    assert WITH_EVENT.text(held, "metric") == "action: w+f"
+    assert WITH_EVENT.text(WITH_EVENT.press("w"), "metric") == WITH_EVENT.text(
+        TABLE.press("w"), "metric"
+    )
+    assert WITH_EVENT.text(Action(), "metric") == "action: dx=+0.00 dy=+0.00 dyaw=+0.0"
+    buttons = ActionTable((ActionRow("fire", "f", "fire", phrases=("fire",)),))
+    assert buttons.text(Action(), "metric") == "action: none"
+    for form, keys in itertools.product(FORMS, ("", "f", "wf", "wsf", "qaf")):
+        action = WITH_EVENT.press(keys)
+        assert WITH_EVENT.parse(WITH_EVENT.text(action, form)) == action
+        assert WITH_EVENT.from_mask(WITH_EVENT.mask(action)) == action
+
+
+def test_keys_that_cannot_be_held_together_give_way():
+    """As in a world that does one thing at a time: the row further down counts."""
+    rows = (
+        ActionRow("up", "w", "up", phrases=("go up",), joins=("d",)),
+        ActionRow("right", "d", "right", phrases=("go right",), joins=("w",)),
+        ActionRow("take", "f", "take", phrases=("take it",), joins=()),
+        ActionRow("look", "l", "look", phrases=("look",)),
+    )
+    table = ActionTable(rows)
+    held = {keys: table.press(keys).keys for keys in ("w", "wd", "wf", "wdf", "wl", "fl")}
+    assert held == {
+        "w": ("w",), "wd": ("w", "d"), "wf": ("f",), "wdf": ("f",), "wl": ("l",), "fl": ("l",),
+    }  # fmt: skip
+    assert ActionTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+    assert "joins" not in table.to_json()[3]  # tables without it are stored as they always were

@@ -221,7 +221,7 @@ def test_dark_places_are_dark_but_not_black(world):
 def test_close_removes_the_scratch_folder_and_forbids_more():
     world = DoomWorld(native=120)
     world.reset(0)
-    folder = world._folder
+    folder = world._scratch.path
     assert folder.exists()
     world.close()
     world.close()

@@ -25,9 +25,13 @@ HOMES = {
     "omegaconf": ("worldmodel/cli.py",),
     "vizdoom": ("envs/doom/",),
     "gymnasium": ("envs/",),
+    "crafter": ("envs/",),
+    "pyglet": ("envs/",),
     "habitat_sim": ("envs/",),
     "tensorboard": ("train/",),
-    "av": ("viewer/",),
+    "av": ("viewer/", "datasets/"),
+    "h5py": ("datasets/",),
+    "pyarrow": ("datasets/",),
 }
 DOOR = "worldmodel/cli.py"  # hands folders to each other; the one exception
 
@@ -125,6 +129,7 @@ import sys, time
 began = time.process_time()
 import worldmodel
 took = time.process_time() - began
+assert "gymnasium" not in sys.modules
 import worldmodel.cli, worldmodel.errors, worldmodel.envs, worldmodel.datasets
 import worldmodel.evaluate, worldmodel.train, worldmodel.viewer
 heavy = {"torch", "zarr", "pygame", "hydra", "vizdoom", "cv2", "av", "tokenizers"}

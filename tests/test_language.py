@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from worldmodel.actions import ActionTable
 from worldmodel.envs import annotate, language, make_policy
 from worldmodel.envs.doom.textures import THEMES
 from worldmodel.envs.doom.world import SPEC, DoomWorld
+from worldmodel.envs.gym_config import load_preset
 from worldmodel.world import Episode, WorldSpec
 
 RED, GREEN = SPEC.objects.index("red torch"), SPEC.objects.index("green pillar")
@@ -206,3 +208,28 @@ def test_a_world_without_facts_gets_phrases_from_its_actions():
     last = next(note for note in said if note.start >= 20)
     assert first.text in language._PHRASES["forward"]
     assert last.text in language._PHRASES["right"] + language._PHRASES["around"]
+
+
+def test_keys_give_sentences_where_there_are_no_facts():
+    table = ActionTable(tuple(row.row for row in load_preset("carracing").rows))
+    spec = WorldSpec("car", table)
+    masks = [table.mask(table.press(k)) for k in ["w"] * 10 + ["wa"] * 5 + ["s"] * 2 + [""] * 30]
+    keys = np.array(masks, np.uint16)
+    frames = np.zeros((len(keys) + 1, 8, 8, 3), np.uint8)
+    episode = Episode(frames, np.zeros((len(keys), 3), np.float32), keys, {}, (), {})
+    said = annotate(episode, spec, 3)
+    assert said == annotate(episode, spec, 3)
+    told = [note for note in said if note.kind == "instruction"]
+    assert [(n.start, n.stop) for n in told] == [(0, 10), (10, 15), (17, 41), (41, 47)]
+    assert table.parse(told[0].text).keys == ("w",)
+    assert table.parse(told[1].text).keys == ("w", "a")
+    assert table.parse(told[2].text).idle
+    captions = [note for note in said if note.kind == "caption"]
+    assert 4 <= len(captions) <= 9
+    for note in captions:
+        meant = table.parse(note.text.removeprefix("about to "))
+        assert table.mask(meant) == keys[note.start]
+    video = WorldSpec("video", ActionTable(()))
+    assert annotate(episode, video, 3) == ()
+    empty = Episode(frames[:1], np.zeros((0, 3), np.float32), keys[:0], {}, (), {})
+    assert annotate(empty, spec, 3) == ()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import worldmodel
+from worldmodel.envs.gym_config import PRESETS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -36,6 +37,11 @@ def our_files() -> Iterator[Path]:
 def package_of(folder: Path) -> str:
     parts = folder.relative_to(ROOT).parts
     return ".".join(parts if parts[0] == "worldmodel" else ("worldmodel", *parts))
+
+
+def folder_of(package: str) -> Path:
+    parts = package.split(".")
+    return ROOT.joinpath(*(parts[1:] if parts[1:2] and parts[1] in FOLDERS[1:] else parts))
 
 
 def test_the_list_of_packages_is_the_tree():
@@ -65,17 +71,20 @@ def test_a_mapped_package_is_the_folder(folder):
 
 def test_every_config_and_checkpoint_is_package_data():
     for package, patterns in SETUP["package-data"].items():
-        base = ROOT.joinpath(*package.split("."))
+        base = folder_of(package)
         shipped = {p for pattern in patterns for p in base.glob(pattern) if p.is_file()}
         if package == "worldmodel.conf":
             assert shipped == set(base.rglob("*.yaml"))
             assert len(shipped) >= 7
+        elif package == "worldmodel.envs.presets":
+            assert shipped == {base / f"{name}.yaml" for name in PRESETS}
         elif package == "worldmodel.checkpoints":
             assert {p for p in base.rglob("*") if p.is_file()} <= shipped
         else:
             assert shipped == {base / "py.typed"}
     yamls = {p for f in FOLDERS for p in (ROOT / f).rglob("*.y*ml")}
-    assert all(p.is_relative_to(ROOT / "worldmodel" / "conf") for p in yamls)
+    places = (ROOT / "worldmodel" / "conf", ROOT / "envs" / "presets")
+    assert all(any(p.is_relative_to(place) for place in places) for p in yamls)
 
 
 def test_links_for_type_checkers_lead_to_the_folders():

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.envs import make_policy
 from worldmodel.envs.doom.world import DoomWorld
+from worldmodel.envs.gym_config import load_preset
 from worldmodel.envs.policies import POLICIES
 from worldmodel.errors import UserError
 from worldmodel.world import Step, WorldSpec
@@ -105,3 +107,44 @@ def test_policies_work_in_worlds_without_facts_and_with_other_keys(name):
 def test_unknown_policy_suggests():
     with pytest.raises(UserError, match="Did you mean 'explore'"):
         make_policy("explorer", 0)
+
+
+def driver():
+    """A car's keys: no facts, no metres; the wheel turns one way at a time."""
+    rows = {row.row.key: row.row for row in load_preset("carracing").rows}
+    for key in ("a", "d"):
+        rows[key] = replace(rows[key], joins=("w", "s"))
+    return WorldSpec("car", ActionTable(tuple(rows.values())))
+
+
+@pytest.mark.parametrize("name", ["random", "mix", "explore", "goto"])
+def test_policies_use_all_keys_of_a_world_without_facts(name):
+    spec = driver()
+    pressed = []
+    for seed in range(6):
+        policy = make_policy(name, seed)
+        policy.reset(seed)
+        step = Step(np.zeros((8, 8, 3), np.uint8))
+        pressed += [policy.act(step, spec).keys for _ in range(200)]
+    assert {key for keys in pressed for key in keys} == set(spec.actions.keys)
+    assert ("w", "a") in pressed
+    assert ("a", "d") not in pressed  # opposites of a wheel
+    held = sum(a == b for a, b in pairwise(pressed)) / len(pressed)
+    assert held > 0.6
+    assert 0.02 < pressed.count(()) / len(pressed) < 0.3
+
+
+def test_mix_varies_its_style_where_there_are_no_facts():
+    spec = driver()
+    shares = {}
+    for name in ("random", "mix"):
+        stretches = []
+        for seed in range(8):
+            policy = make_policy(name, seed)
+            step = Step(np.zeros((8, 8, 3), np.uint8))
+            keys = [policy.act(step, spec).keys for _ in range(240)]
+            for start in range(0, 240, 40):
+                part = keys[start : start + 40]
+                stretches.append(sum("w" in k for k in part) / len(part))
+        shares[name] = np.std(stretches)
+    assert shares["mix"] > 1.1 * shares["random"]

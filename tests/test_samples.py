@@ -43,7 +43,8 @@ def make_recordings() -> Recordings:
     )
     frames = rng.integers(0, 256, (starts[-1], 8, 8, 3), dtype=np.uint8)
     keys = rng.integers(0, 8, starts[-1]).astype(np.uint16)
-    return Recordings(WorldSpec("toy", TABLE, 8, 8), frames, keys, starts, notes)
+    actions = np.zeros((starts[-1], 3), np.float32)
+    return Recordings(WorldSpec("toy", TABLE, 8, 8), frames, keys, actions, starts, notes)
 
 
 RECORDINGS = make_recordings()
@@ -242,3 +243,14 @@ def test_the_plain_english_is_plenty_and_the_same_every_time():
     assert prose == python_prose()
     assert len(prose) > 300
     assert all(400 <= len(piece) < 1000 and "\n" not in piece for piece in prose)
+
+
+def test_steps_without_keys_are_spoken_in_metres_and_unknown_ones_not_at_all(tokenizer):
+    moved = np.tile(np.float32([0.25, 0.0, -15.0]), (len(RECORDINGS.frames), 1))
+    metric = "action: dx=+0.25 dy=+0.00 dyaw=-15.0"
+    for actions, texts in ((moved, {metric}), (moved * np.nan, set())):
+        data = dataclasses.replace(RECORDINGS, keys=np.zeros_like(RECORDINGS.keys), actions=actions)
+        mixture = Mixture(**(NOTHING | {"action": 1.0, "drop_action": 0.0}))
+        spans = [s for d in draws(Sampler(data, tokenizer, mixture), 40) for s in d]
+        said = {tokenizer.decode(s.ids) for s in spans if isinstance(s, Text)}
+        assert said == texts

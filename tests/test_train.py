@@ -81,6 +81,7 @@ def recordings(episodes: int = 2) -> Recordings:
         SPEC,
         np.concatenate([e.frames for e in made]),
         np.concatenate([[*e.keys, 0] for e in made]).astype(np.uint16),
+        np.concatenate([np.pad(e.actions, ((0, 1), (0, 0))) for e in made]),
         np.arange(episodes + 1, dtype=np.int64) * 13,
         tuple(e.annotations for e in made),
     )
@@ -450,6 +451,7 @@ def test_recordings_are_the_store(store):
         part = slice(int(data.starts[e]), int(data.starts[e + 1]))
         assert np.array_equal(data.frames[part], want.frames)
         assert np.array_equal(data.keys[part][:-1], want.keys)
+        assert np.array_equal(data.actions[part][:-1], want.actions)
         assert data.annotations[e] == NOTES
     assert load_recordings(str(store), "train", limit=2).num_episodes == 2
     with pytest.raises(UserError, match="no episodes of the split 'test'"):

@@ -40,7 +40,7 @@ class TrainConfig:
     device: str = "auto"
     dtype: str = "auto"
     threads: int = 0
-    context_level: float = 0.95
+    context_level: float = 1.0
     starts: int = 24
     model: ModelShape = field(default_factory=ModelShape)
     rae: RAEConfig = field(default_factory=RAEConfig)
@@ -50,5 +50,5 @@ class TrainConfig:
     mixture: Mixture = field(default_factory=Mixture)
     core: CoreTraining = field(default_factory=CoreTraining)
     core_loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(1700, lr=2e-3, warmup=50, ema=0.998)
+        default_factory=lambda: LoopConfig(1250, lr=2e-3, warmup=50, ema=0.998)
     )

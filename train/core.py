@@ -13,6 +13,8 @@ from worldmodel.sequence import Batch, Document, Text, attention_mask, pack
 from worldmodel.train.samples import KINDS, Sampler
 from worldmodel.transformer import Core
 
+_OWN = 0.7  # share of the past frames that are replaced by imagined ones
+
 
 @dataclass(frozen=True)
 class CoreTraining:
@@ -24,9 +26,10 @@ class CoreTraining:
         shift: shifts levels towards noise, beyond what the latents' dimension asks for.
         context_noise: context frames are shown at signal levels 1 - context_noise * u^2.
         shortcut: share of rows that learn large steps, from step `shortcut_from` on.
-        own_past: share of rows whose past frames are partly the model's own imagination instead
+        own_past: share of rows whose past frames are mostly the model's own imagination instead
             of the truth, from step `own_past_from` on; what makes long rollouts hold
             (scheduled sampling, arXiv 1506.03099).
+        own_past_depth: up to so many times over: frames imagined from imagined frames.
         balance: rate of the router's bias (arXiv 2408.15664).
     """
 
@@ -36,9 +39,10 @@ class CoreTraining:
     shift: float = 2.0
     context_noise: float = 0.35
     shortcut: float = 0.2
-    shortcut_from: int = 700
-    own_past: float = 0.4
-    own_past_from: int = 700
+    shortcut_from: int = 550
+    own_past: float = 0.3
+    own_past_from: int = 550
+    own_past_depth: int = 3
     balance: float = 0.002
     seed: int = 0
 
@@ -188,10 +192,11 @@ class CoreTask:
         stride: torch.Tensor,
         rng: np.random.Generator,
     ) -> torch.Tensor:
-        """Clean latents, but with some past frames of the last rows as the model imagines them.
+        """Clean latents, but with most past frames of the last rows as the model imagines them.
 
-        Each target of those rows is imagined in two steps from the true past; the frames that
-        the rest of the row then sees are these, with even odds.
+        Each target of those rows is imagined in two steps from the past, and most of the frames
+        that the rest of the row then sees are these; again from there, up to `own_past_depth`
+        times.
         """
         count = len(batch.ids)
         rows = torch.arange(count - round(self.config.own_past * count), count)
@@ -199,13 +204,15 @@ class CoreTask:
         chosen = (row_of_copies >= count - len(rows)).to(self.device) & batch.is_target
         if not chosen.any():
             return clean
-        noised = mix(clean, noise, level)
-        predict = self._predictor(batch, rows, mask, noised, level, stride, chosen)
-        imagined = sample(predict, noise[chosen], 2, self.module.config.strides)
         past = batch.context_of_targets()[chosen[batch.is_target]]
-        taken = torch.from_numpy(rng.random(len(past)) < 0.5).to(self.device)
-        shown = clean.clone()
-        shown[past[taken]] = imagined[taken].to(shown.dtype)
+        shown = clean
+        for _ in range(int(rng.integers(1, self.config.own_past_depth + 1))):
+            noised = mix(shown, noise, level)
+            predict = self._predictor(batch, rows, mask, noised, level, stride, chosen)
+            imagined = sample(predict, noise[chosen], 2, self.module.config.strides)
+            taken = torch.from_numpy(rng.random(len(past)) < _OWN).to(self.device)
+            shown = clean.clone()
+            shown[past[taken]] = imagined[taken].to(shown.dtype)
         return shown
 
     def _predictor(

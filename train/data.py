@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worldmodel.actions import Action
 from worldmodel.datasets.store import EpisodeStore
 from worldmodel.errors import UserError
 from worldmodel.world import Annotation, WorldSpec
@@ -18,6 +19,8 @@ class Recordings:
         frames: uint8 [F, H, W, 3], all frames of all episodes.
         keys: uint16 [F]; keys[i] is the key mask of the step from frame i to frame i + 1. The
             entry of an episode's last frame is unused.
+        actions: float32 [F, 3], the displacement (dx, dy, dyaw) of the same step; NaN where nobody
+            knows it, as in unlabelled video.
         starts: int64 [E + 1], where each episode begins; the last entry is F.
         annotations: one tuple an episode, frame numbers relative to its beginning.
     """
@@ -25,6 +28,7 @@ class Recordings:
     spec: WorldSpec
     frames: np.ndarray
     keys: np.ndarray
+    actions: np.ndarray
     starts: np.ndarray
     annotations: tuple[tuple[Annotation, ...], ...]
 
@@ -32,6 +36,13 @@ class Recordings:
     def num_episodes(self) -> int:
         """E."""
         return len(self.annotations)
+
+    def action(self, frame: int) -> Action | None:
+        """Return the action from `frame` to the next, None where nobody knows it."""
+        if mask := int(self.keys[frame]):
+            return self.spec.actions.from_mask(mask)
+        moved = self.actions[frame]
+        return None if np.isnan(moved).any() else Action((), *map(float, moved))
 
     def captions(self) -> list[tuple[int, str]]:
         """Return (frame number, caption) of all captions."""
@@ -62,10 +73,12 @@ def load_recordings(path: str, split: str, limit: int = 0) -> Recordings:
     height, width = store.spec.height, store.spec.width
     frames = np.empty((int(starts[-1]), height, width, 3), np.uint8)
     keys = np.zeros(int(starts[-1]), np.uint16)
+    actions = np.zeros((int(starts[-1]), 3), np.float32)
     annotations = []
     for begin, name in zip(starts, ids, strict=False):
         episode = store.read(name)
         frames[begin : begin + len(episode.frames)] = episode.frames
         keys[begin : begin + episode.num_steps] = episode.keys
+        actions[begin : begin + episode.num_steps] = episode.actions
         annotations.append(episode.annotations)
-    return Recordings(store.spec, frames, keys, starts, tuple(annotations))
+    return Recordings(store.spec, frames, keys, actions, starts, tuple(annotations))

@@ -172,9 +172,9 @@ class Sampler:
         for frame in frames[1:]:
             if mixed:
                 form = forms[rng.choice(3, p=shares)]
-            if rng.random() < mixture.drop_action:
+            action = self.recordings.action(frame - 1)
+            if rng.random() < mixture.drop_action or action is None:
                 continue
-            action = table.from_mask(int(self.recordings.keys[frame - 1]))
             spoken[frame] = self.encode(table.text(action, form, int(rng.integers(8))))
         return spoken
 

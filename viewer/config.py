@@ -13,8 +13,8 @@ class PlayConfig:
     world: str = "dream"
     device: str = "auto"
     dtype: str = "auto"
-    denoise_steps: int = 4
-    guidance: float = 1.0
+    denoise_steps: int = 2
+    guidance: float = 1.5
     seed: int = 0
     start: int = 0
     fps: float = 12.0

@@ -30,7 +30,7 @@ class Binding:
 BINDINGS = (
     Binding("say", ("return", "enter", "/"), "Enter", "write a sentence to the world"),
     Binding("clear", ("backspace",), "Backspace", "drop the instruction"),
-    Binding("pause", ("space",), "Space", "pause, go on"),
+    Binding("pause", ("space", "f8"), "Space", "pause, go on (F8 where the world uses Space)"),
     Binding("step", (".", "f3"), ".", "one single step", repeats=True),
     Binding("rewind", (",", "[", "f2"), ",", "one step back in time", repeats=True),
     Binding("restart", ("r", "f5"), "R", "start again from the same place"),
@@ -68,7 +68,14 @@ class Keymap:
 
 
 def _arrows(rows: tuple[ActionRow, ...]) -> dict[str, str]:
-    """Arrow keys by what they mean: ahead, back, and turning (or stepping where none turns)."""
+    """Arrow keys by what they mean: ahead, back, and turning (or stepping where none turns).
+
+    Where no key moves anything by a known amount they stand for W, S, A and D.
+    """
+    if not any(row.moves for row in rows):
+        keys = {row.key for row in rows}
+        letters = {"up": "w", "down": "s", "left": "a", "right": "d"}
+        return {arrow: key for arrow, key in letters.items() if key in keys}
     side = "dyaw" if any(row.dyaw for row in rows) else "dy"
     wanted = {"up": ("dx", 1), "down": ("dx", -1), "left": (side, 1), "right": (side, -1)}
     arrows = {}

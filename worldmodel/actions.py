@@ -8,6 +8,8 @@ forms, and the model is trained on all of them:
     action: dx=+0.50 dy=+0.00 dyaw=+0.0        canonical, metric
     action: w+a                                keys
     action: step forward and turn left         phrases
+
+A key need not move anything ('fire', 'pick up'); an action with such a key has no metric form.
 """
 
 import re
@@ -47,7 +49,11 @@ class Action:
 
 @dataclass(frozen=True)
 class ActionRow:
-    """One line of the action table: a key, what it does, and how people say it."""
+    """One line of the action table: a key, what it does, and how people say it.
+
+    Attributes:
+        joins: the keys that can be held together with this one; None for all.
+    """
 
     name: str
     key: str
@@ -57,11 +63,21 @@ class ActionRow:
     dyaw: float = 0.0
     unit: str = "m"
     phrases: tuple[str, ...] = ()
+    joins: tuple[str, ...] | None = None
+
+    @property
+    def moves(self) -> bool:
+        """Whether the key displaces the agent by a known amount."""
+        return any((self.dx, self.dy, self.dyaw))
 
 
 @dataclass(frozen=True)
 class ActionTable:
-    """All keys of a world. Keys held together add up; opposite keys cancel."""
+    """All keys of a world.
+
+    Keys held together add up; opposite keys cancel; of keys that cannot be held together the
+    one further down the table counts.
+    """
 
     rows: tuple[ActionRow, ...]
 
@@ -71,7 +87,7 @@ class ActionTable:
         return tuple(row.key for row in self.rows)
 
     def press(self, keys: Iterable[str]) -> Action:
-        """Return the action of holding `keys`; opposites cancel and drop out.
+        """Return the action of holding `keys`, without those that cancel or give way.
 
         Raises:
             UserError: a key that the table does not have.
@@ -82,6 +98,7 @@ class ActionTable:
                 raise UserError(f"Unknown key '{key}'.{suggest(key, self.keys)}")
         rows = [row for row in self.rows if row.key in held]
         rows = [r for r in rows if not any(_opposite(r, other) for other in rows)]
+        rows = _together(rows)
         return Action(
             keys=tuple(row.key for row in rows),
             dx=sum(row.dx for row in rows),
@@ -100,9 +117,12 @@ class ActionTable:
     def text(self, action: Action, form: str = "keys", pick: int = 0) -> str:
         """Return the action's text in one of `FORMS`.
 
-        An action without keys that moves has only the metric form. `pick` chooses among a
+        An action without keys that moves has only the metric form; one with a key that moves
+        nothing has no metric form and is written with its keys instead. `pick` chooses among a
         row's phrases (taken modulo their number).
         """
+        if form == "metric" and not self._metric(action):
+            form = "keys"
         if form == "metric" or (not action.keys and not action.idle):
             dx, dy, dyaw = action.dx, action.dy, action.dyaw  # z: no -0.00
             return f"action: dx={dx:+z.2f} dy={dy:+z.2f} dyaw={dyaw:+z.1f}"
@@ -125,8 +145,9 @@ class ActionTable:
         body = " ".join(text.removeprefix("action:").lower().split())
         if match := _METRIC.match(body):
             dx, dy, dyaw = (float(g) + 0.0 for g in match.groups())
-            for mask in range(1 << len(self.rows)):
-                keyed = self.from_mask(mask)
+            movers = [row.key for row in self.rows if row.moves]
+            for mask in range(1 << len(movers)):
+                keyed = self.press(key for i, key in enumerate(movers) if mask >> i & 1)
                 near = abs(keyed.dx - dx) < 5.1e-3 and abs(keyed.dy - dy) < 5.1e-3
                 if near and abs(keyed.dyaw - dyaw) < 5.1e-2:  # 11.25 is written +11.2
                     return keyed
@@ -145,16 +166,40 @@ class ActionTable:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return the table as plain data, for stores and checkpoints."""
-        return [asdict(row) for row in self.rows]
+        rows = [asdict(row) for row in self.rows]
+        return [{k: v for k, v in row.items() if k != "joins" or v is not None} for row in rows]
 
     @staticmethod
     def from_json(rows: Sequence[dict[str, Any]]) -> "ActionTable":
         """Return the table that `to_json` wrote."""
-        return ActionTable(
-            tuple(ActionRow(**{**row, "phrases": tuple(row["phrases"])}) for row in rows)
-        )
+        return ActionTable(tuple(_row_of(row) for row in rows))
+
+    def _metric(self, action: Action) -> bool:
+        held = [row for row in self.rows if row.key in action.keys]
+        if not held:
+            return not self.rows or any(row.moves for row in self.rows)
+        return all(row.moves for row in held)
+
+
+def _row_of(data: dict[str, Any]) -> ActionRow:
+    joins = data.get("joins")
+    joins = None if joins is None else tuple(joins)
+    return ActionRow(**{**data, "phrases": tuple(data["phrases"]), "joins": joins})
 
 
 def _opposite(a: ActionRow, b: ActionRow) -> bool:
     moved = (a.dx, a.dy, a.dyaw)
-    return any(moved) and all(x == -y for x, y in zip(moved, (b.dx, b.dy, b.dyaw), strict=True))
+    return a.moves and all(x == -y for x, y in zip(moved, (b.dx, b.dy, b.dyaw), strict=True))
+
+
+def _together(rows: Sequence[ActionRow]) -> list[ActionRow]:
+    """Return the rows that can be held together; the last one is always among them."""
+    kept: list[ActionRow] = []
+    for row in reversed(rows):
+        if all(_joins(row, other) and _joins(other, row) for other in kept):
+            kept.insert(0, row)
+    return kept
+
+
+def _joins(row: ActionRow, other: ActionRow) -> bool:
+    return row.joins is None or other.key in row.joins

@@ -43,7 +43,7 @@ VERBS = {
         "worldmodel.datasets.collect:CollectConfig",
     ),
     "data": Verb(
-        "info, validate, preview: look at a store",
+        "look at stores, care for them, bring data in and out",
         "worldmodel.datasets.commands:main",
         "worldmodel.datasets.commands:DataConfig",
         commands=True,

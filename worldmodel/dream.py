@@ -36,7 +36,7 @@ class Dream:
     def __init__(
         self,
         engine: Engine,
-        denoise_steps: int = 4,
+        denoise_steps: int = 2,
         guidance: float = 1.0,
         seed: int = 0,
         device_reason: str = "",
@@ -55,7 +55,7 @@ class Dream:
         checkpoint: str = "doom-nano",
         device: str = "auto",
         dtype: str = "auto",
-        denoise_steps: int = 4,
+        denoise_steps: int = 2,
         guidance: float = 1.0,
         seed: int = 0,
     ) -> "Dream":

@@ -6,7 +6,8 @@ rewinding is going back to an earlier stream, and several rollouts run as one ba
 incremental path equals the full forward (`tests/test_dream.py`).
 
 One step: the action's text and `<boi>` go in together with noise; the frame is denoised in a
-few passes that leave no trace; then the finished frame and `<eoi>` go in.
+few passes that leave no trace, and brought to where the encoder's latents are, against drift;
+then the finished frame and `<eoi>` go in.
 """
 
 from collections.abc import Sequence
@@ -92,7 +93,7 @@ class Engine:
         texts: Sequence[Sequence[int]],
         noise: torch.Tensor,
         given: torch.Tensor | None = None,
-        denoise_steps: int = 4,
+        denoise_steps: int = 2,
         guidance: float = 1.0,
     ) -> list[Stream]:
         """Add one frame to each of B streams: imagine it, or take it from `given`.
@@ -110,14 +111,16 @@ class Engine:
         words = [
             [*b, *s.pending, *text, BOI] for b, s, text in zip(bos, streams, texts, strict=True)
         ]
-        led = Pass(self, streams, words)
+        rows, read, copies = list(streams), words, 1
+        if given is None and guidance != 1.0:  # each stream once more without words, as one batch
+            rows, copies = [*rows, *map(_unled, rows)], 2
+            read = [*words, *([*b, BOI] for b in bos)]
+        passes = Pass(self, rows, read)
         if given is None:
-            predict = led.predict
-            if guidance != 1.0:
-                free = Pass(self, [_unled(s) for s in streams], [[*b, BOI] for b in bos])
-                predict = _guided(led.predict, free.predict, guidance)
-            given = sample(predict, noise[0], denoise_steps, self.core.config.strides)
-        kept, shown = led.commit(given, noise[1])
+            predict = passes.predict if copies == 1 else _guided(passes.predict, guidance)
+            drawn = sample(predict, noise[0], denoise_steps, self.core.config.strides)
+            given = self.core.merge(self.encoder.project(self.core.split(drawn)))
+        kept, shown = passes.commit(given.repeat(copies, 1, 1), noise[1].repeat(copies, 1, 1))
         followed = []
         for i, stream in enumerate(streams):
             extra = self._segments(stream, kept[i], len(bos[i]))
@@ -270,12 +273,16 @@ def _positions(
     )
 
 
-def _guided(led: Predict, free: Predict, weight: float) -> Predict:
-    """Predictions `weight` times as far from `free` as those of `led` are."""
+def _guided(both: Predict, weight: float) -> Predict:
+    """Predictions `weight` times as far from those without words as those with words are.
+
+    `both` predicts a batch of rows with words, then the same rows without.
+    """
 
     def predict(z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
-        without = free(z, t, stride)
-        return without + weight * (led(z, t, stride) - without)
+        found = both(z.repeat(2, 1, 1), t.repeat(2), stride.repeat(2))
+        led, free = found.chunk(2)
+        return free + weight * (led - free)
 
     return predict
 

@@ -1,11 +1,6 @@
 """DoomWorld: procedural ViZDoom levels as a World."""
 
-import contextlib
 import math
-import shutil
-import tempfile
-import threading
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +11,7 @@ import vizdoom
 from worldmodel.actions import Action, ActionRow, ActionTable
 from worldmodel.envs.doom import wad
 from worldmodel.envs.doom.levels import KINDS, SPLITS, UNITS_PER_METRE, Level, make_level
+from worldmodel.envs.scratch import Scratch
 from worldmodel.errors import UserError, suggest
 from worldmodel.world import Step, WorldSpec
 
@@ -109,9 +105,7 @@ class DoomWorld:
         if not 8 <= size <= native:
             raise UserError(f"size must be from 8 to native ({native}), got {size}.")
         self._split, self._native, self._size = split, native, size
-        # The engine writes files; they go to a folder that is removed even without close().
-        self._folder = Path(tempfile.mkdtemp(prefix="worldmodel_doom_"))
-        self._clean = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._scratch = Scratch(self, "doom")  # the engine writes files
         self._game: Any = None
         self._level: Level | None = None
         self._seed = -1
@@ -144,13 +138,13 @@ class DoomWorld:
         seed = self._seed + 1 if seed is None else int(seed)
         if seed < 0:
             raise UserError(f"A seed is a whole number from 0, got {seed}.")
-        if not self._clean.alive:
+        if not self._scratch.alive:
             raise UserError("The world is closed; make a new one.")
         self._stop()
         self._seed, self._level = seed, make_level(self._split, seed)
-        path = self._folder / "level.wad"
+        path = self._scratch.path / "level.wad"
         wad.write_wad(self._level, path)
-        self._game = _start(path, self._folder, self._native, seed)
+        self._game = _start(path, self._scratch, self._native, seed)
         # The engine takes no keys in its first tics.
         self._game.make_action([0.0, 0.0, 0.0], 12)
         return self._look("")
@@ -167,7 +161,7 @@ class DoomWorld:
     def close(self) -> None:
         """Stop the engine and remove its scratch folder."""
         self._stop()
-        self._clean()
+        self._scratch.close()
 
     def _stop(self) -> None:
         if self._game is not None:
@@ -229,15 +223,14 @@ def _seen(state: Any, label: Any, left: int) -> bool:
     return float(colours.max(axis=1).mean()) >= _MIN_BRIGHTNESS
 
 
-_STARTING = threading.Lock()  # the working folder belongs to the whole process
 _KIND_OF = {kind.actor: n for n, kind in enumerate(KINDS)}
 
 
-def _start(path: Path, folder: Path, native: int, seed: int) -> Any:
+def _start(path: Path, scratch: Scratch, native: int, seed: int) -> Any:
     """Return a running engine on the level at `path`."""
     game = vizdoom.DoomGame()
     game.set_doom_scenario_path(str(path))
-    game.set_doom_config_path(str(folder / "engine.ini"))
+    game.set_doom_config_path(str(scratch.path / "engine.ini"))
     game.set_doom_map(wad.MAP)
     game.set_screen_resolution(_RESOLUTIONS[native])
     game.set_screen_format(vizdoom.ScreenFormat.RGB24)
@@ -261,6 +254,6 @@ def _start(path: Path, folder: Path, native: int, seed: int) -> Any:
     game.set_seed(seed % 2**31)
     game.add_game_args("+movebob 0 +r_visibility 24")
     # The engine makes a `_vizdoom` folder where it is started: let that be the scratch folder.
-    with _STARTING, contextlib.chdir(folder):
+    with scratch.working():
         game.init()
     return game

@@ -23,6 +23,10 @@ class FrameEncoder(Protocol):
         """Frames uint8 [B, H, W, 3] to latents [B, N, C]: zero mean, unit variance."""
         ...
 
+    def project(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents [B, N, C] to the nearest ones that `encode` could give, as far as is known."""
+        ...
+
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [B, N, C] to frames uint8 [B, H, W, 3]."""
         ...

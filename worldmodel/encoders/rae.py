@@ -137,6 +137,12 @@ class RAE(nn.Module):
         return ((self.encoder(pixels).float() - self.mean) / self.std).to(pixels.dtype)
 
     @torch.no_grad()
+    def project(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents [B, N, C] to those with the mean and variance that the encoder's norm gives."""
+        raw = F.layer_norm(latents.float() * self.std + self.mean, latents.shape[-1:])
+        return ((raw - self.mean) / self.std).to(latents.dtype)
+
+    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Normalised latents [B, N, C] to frames uint8 [B, H, W, 3]."""
         raw = latents.float() * self.std + self.mean

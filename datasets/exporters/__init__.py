@@ -1,0 +1,1 @@
+"""Writers of other formats: one module each, with `write(store, names, out)`."""

@@ -1,0 +1,1 @@
+"""Readers of other formats: one module each, with `read(source, options, report)`."""
