@@ -26,12 +26,6 @@ events:
   - {at: 10, clear: true}
 """
 
-UNDERTRAINED = pytest.mark.xfail(
-    reason="the bundled weights are undertrained: docs/models.md says what they do not do yet",
-    strict=False,
-)
-
-
 @pytest.fixture(scope="module")
 def dream():
     return Dream.load(NAME)
@@ -76,7 +70,6 @@ def test_the_same_script_gives_the_same_frames(tmp_path):
     assert texts[10:] == ["action: none"] * 2
 
 
-@UNDERTRAINED
 def test_keys_move_the_view_and_idling_does_not(dream):
     """Turning changes the picture far more than standing still, from most starts."""
     table = dream.spec.actions
@@ -90,7 +83,6 @@ def test_keys_move_the_view_and_idling_does_not(dream):
     assert np.median(moved) > 2 * np.median(still)
 
 
-@UNDERTRAINED
 def test_left_and_right_give_different_futures(dream):
     table = dream.spec.actions
     dream.reset(seed=1)
