@@ -26,6 +26,7 @@ events:
   - {at: 10, clear: true}
 """
 
+
 @pytest.fixture(scope="module")
 def dream():
     return Dream.load(NAME)
