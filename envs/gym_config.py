@@ -11,13 +11,12 @@ from typing import Any
 
 import yaml
 
-from worldmodel.actions import IDLE_KEYS, IDLE_PHRASES, ActionRow
+from worldmodel.actions import IDLE_KEYS, IDLE_PHRASES, MAX_KEYS, ActionRow
 from worldmodel.errors import UserError, suggest
 
 PRESETS = ("breakout", "carracing", "crafter", "minigrid", "miniworld", "pong", "vizdoom")
 """Names of the descriptions that come with the package, `envs/presets/NAME.yaml`."""
 
-MAX_KEYS = 16  # a store keeps the keys held as 16 bits
 FITS = ("stretch", "crop")
 FIELDS = (
     "id", "name", "kwargs", "actions", "combinations", "idle", "size", "source", "fit", "fps",

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from worldmodel.actions import IDLE_PHRASES, Action, ActionRow, ActionTable
-from worldmodel.envs.gym_config import MAX_KEYS, GymConfig, GymRow, check_rows
+from worldmodel.envs.gym_config import GymConfig, GymRow, check_rows
 from worldmodel.errors import UserError, suggest
 
 Natives = Mapping[str, Any]  # native value by key

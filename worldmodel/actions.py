@@ -20,6 +20,7 @@ from typing import Any
 from worldmodel.errors import UserError, suggest
 
 FORMS = ("metric", "keys", "phrase")
+MAX_KEYS = 16  # a store keeps the keys held in a step as 16 bits
 IDLE_KEYS = "none"
 IDLE_PHRASES = ("stand still", "wait", "do nothing", "stop")
 

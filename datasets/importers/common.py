@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from worldmodel.actions import ActionRow, ActionTable
+from worldmodel.actions import MAX_KEYS, ActionRow, ActionTable
 from worldmodel.errors import UserError
 from worldmodel.world import Episode, WorldSpec
 
-MAX_KEYS = 16  # bits of an episode's key masks
 UNLABELLED_SPLIT = "video"  # where episodes without known actions go unless told otherwise
 
 Report = Callable[[str], None]
