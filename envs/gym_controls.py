@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from worldmodel.actions import IDLE_PHRASES, Action, ActionRow, ActionTable
+from worldmodel.actions import IDLE_PHRASES, MAX_KEYS, Action, ActionRow, ActionTable
 from worldmodel.envs.gym_config import GymConfig, GymRow, check_rows
 from worldmodel.errors import UserError, suggest
 
