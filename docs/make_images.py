@@ -19,6 +19,7 @@ from worldmodel.actions import Action
 from worldmodel.datasets.store import EpisodeStore
 from worldmodel.dream import Dream
 from worldmodel.evaluate.rollouts import Clips, imagine, sample_clips
+from worldmodel.viewer.config import PlayConfig
 
 OUT = Path(__file__).parent / "images"
 BRANCHES = (("w", None), ("a", None), ("d", None), (None, "turn right"))
@@ -98,7 +99,8 @@ def main() -> None:
     checkpoint = sys.argv[1] if len(sys.argv) > 1 else "doom-nano"
     store = sys.argv[2] if len(sys.argv) > 2 else "data/doom.zarr"
     OUT.mkdir(exist_ok=True)
-    dream = Dream.load(checkpoint)
+    play = PlayConfig()
+    dream = Dream.load(checkpoint, denoise_steps=play.denoise_steps, guidance=play.guidance)
     clips = sample_clips(EpisodeStore(store), "val", 32, 4, 16)
     write_reconstruction(dream, clips)
     write_futures(dream, clips)

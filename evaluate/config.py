@@ -15,7 +15,7 @@ class EvalConfig:
     clips: int = 64
     context: int = 4
     horizon: int = 32
-    starts: int = 4
+    starts: int = 16
     key_steps: int = 64
     batch: int = 16
     texts: int = 256
@@ -24,5 +24,5 @@ class EvalConfig:
     device: str = "auto"
     dtype: str = "auto"
     denoise_steps: int = 2
-    guidance: float = 1.5
+    guidance: float = 1.75
     seed: int = 0

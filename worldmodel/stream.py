@@ -111,16 +111,18 @@ class Engine:
         words = [
             [*b, *s.pending, *text, BOI] for b, s, text in zip(bos, streams, texts, strict=True)
         ]
-        rows, read, copies = list(streams), words, 1
-        if given is None and guidance != 1.0:  # each stream once more without words, as one batch
-            rows, copies = [*rows, *map(_unled, rows)], 2
+        rows, read = list(streams), words
+        guided = given is None and guidance != 1.0
+        if guided:  # each stream once more without words, as one batch
+            rows = [*rows, *map(_unled, rows)]
             read = [*words, *([*b, BOI] for b in bos)]
         passes = Pass(self, rows, read)
         if given is None:
-            predict = passes.predict if copies == 1 else _guided(passes.predict, guidance)
+            predict = _guided(passes.predict, guidance) if guided else passes.predict
             drawn = sample(predict, noise[0], denoise_steps, self.core.config.strides)
             given = self.core.merge(self.encoder.project(self.core.split(drawn)))
-        kept, shown = passes.commit(given.repeat(copies, 1, 1), noise[1].repeat(copies, 1, 1))
+        passes.keep(len(streams))
+        kept, shown = passes.commit(given, noise[1])
         followed = []
         for i, stream in enumerate(streams):
             extra = self._segments(stream, kept[i], len(bos[i]))
@@ -199,6 +201,17 @@ class Pass:
     def predict(self, z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
         """Predicted clean latents [B, N, C] of noised ones; leaves no trace of the frame."""
         return self._run(z, t, stride, end=False).float()
+
+    def keep(self, rows: int) -> None:
+        """Go on with the first `rows` rows alone."""
+        self.rows, self.lengths = rows, self.lengths[:rows]
+        self.cache.data = self.cache.data[:, :, :rows]
+        self.real, self.before, self.embedded = (
+            part[:rows] for part in (self.real, self.before, self.embedded)
+        )
+        self.word_position, self.frame_position, self.end_position = (
+            part[:rows] for part in (self.word_position, self.frame_position, self.end_position)
+        )
 
     def commit(
         self, latents: torch.Tensor, noise: torch.Tensor
