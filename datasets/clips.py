@@ -5,7 +5,9 @@ episodes only, any position of any epoch is at hand at once (resume, ranks), and
 pure function of the seed and the epoch.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,6 +121,39 @@ class ClipIndex:
             actions=arrays["actions"][steps],
             keys=arrays["keys"][steps],
         )
+
+
+def read_clips(
+    store: EpisodeStore, windows: Sequence[Window], threads: int | None = None
+) -> np.ndarray:
+    """Return the frames of windows of one length: uint8 [B, n, H, W, 3].
+
+    Args:
+        store: the episodes.
+        windows: B windows of n frames each.
+        threads: how many read at once (zstd works outside Python's lock); None for one a core.
+
+    Raises:
+        UserError: no such episode, or a damaged one.
+        ValueError: no windows, or windows of different lengths.
+    """
+    lengths = {window.stop - window.start for window in windows}
+    if len(lengths) != 1:
+        raise ValueError(f"windows must have one length, got {sorted(lengths)}")
+    size = (store.spec.height, store.spec.width, 3)
+    out = np.empty((len(windows), lengths.pop(), *size), np.uint8)
+
+    def read(part: range) -> None:
+        for i in part:
+            store.frames_into(windows[i].name, windows[i].start, out[i])
+
+    count = min(threads or os.cpu_count() or 1, len(windows))
+    if count == 1:
+        read(range(len(windows)))
+    else:
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(read, [range(t, len(windows), count) for t in range(count)]))
+    return out
 
 
 def splits(store: EpisodeStore) -> dict[str, int]:

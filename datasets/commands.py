@@ -8,16 +8,28 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
-from worldmodel.datasets import care
+from worldmodel.datasets import care, text_commands
 from worldmodel.datasets.clips import splits
+from worldmodel.datasets.latents import (
+    cached_episodes,
+    caches,
+    encode_store,
+    encoder_hash,
+    latent_faults,
+)
 from worldmodel.datasets.schema import SCHEMA_VERSION, annotations_from
 from worldmodel.datasets.store import EpisodeStore, leftovers, remove_leftovers
+from worldmodel.datasets.text import is_text_store
 from worldmodel.errors import UserError, suggest
 from worldmodel.world import Episode
+
+if TYPE_CHECKING:
+    from worldmodel.encoders.rae import RAE
 
 
 @dataclass(frozen=True)
@@ -50,6 +62,10 @@ class DataConfig:
     action_columns: tuple[int, ...] | None = None
     scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
     licence: str = "unspecified"
+    tokenizer: str | None = None
+    checkpoint: str | None = None
+    encoder: str | None = None
+    device: str = "auto"
 
 
 def main(config: DataConfig) -> int:
@@ -67,6 +83,8 @@ def main(config: DataConfig) -> int:
 
 def info(config: DataConfig) -> int:
     """Print what a store holds."""
+    if is_text_store(config.store):
+        return text_commands.info(config.store, config.split)
     store = EpisodeStore(config.store)
     spec, names = store.spec, _chosen(store, config)
     tally = _tally(store, names)
@@ -91,6 +109,9 @@ def info(config: DataConfig) -> int:
     }
     if tally.unlabelled:
         rows["unlabelled"] = f"{tally.unlabelled} episodes, whose actions nobody knows"
+    for cache in caches(store.path):
+        have = sum(name in store.lengths for name in cached_episodes(cache))
+        rows[f"latents {cache.digest}"] = f"of {have} of {len(store)} episodes"
     rows |= {key: str(value) for key, value in store.provenance.items()}
     for key, value in rows.items():
         print(f"{key:<10} {value}")
@@ -101,6 +122,8 @@ def info(config: DataConfig) -> int:
 
 def validate(config: DataConfig) -> int:
     """Check every episode; return 1 where something is wrong."""
+    if is_text_store(config.store):
+        return text_commands.validate(config.store, config.clean)
     store = EpisodeStore(config.store)
     names = _chosen(store, config)
     problems = _faults(store, names)
@@ -192,6 +215,8 @@ def export(config: DataConfig) -> int:
 
 def preview(config: DataConfig) -> int:
     """Write a contact sheet of some episodes as a PNG, or show them in an MP4."""
+    if is_text_store(config.store):
+        return text_commands.preview(config.store, config.split, config.episodes, config.out)
     from worldmodel.datasets.preview import contact_sheet, film
     from worldmodel.datasets.video import write_mp4
 
@@ -219,6 +244,29 @@ def preview(config: DataConfig) -> int:
     return 0
 
 
+def text(config: DataConfig) -> int:
+    """Add plain text to a text store."""
+    return text_commands.add(
+        config.source, config.out, config.tokenizer, config.licence, config.val
+    )
+
+
+def encode(config: DataConfig) -> int:
+    """Keep an encoder's latents of the episodes in the store."""
+    from worldmodel.devices import choose_device
+
+    store = EpisodeStore(config.store)
+    device, reason = choose_device(config.device)
+    encoder = _encoder(config).to(device).eval()
+    print(f"device: {device} ({reason})")
+    names = _chosen(store, config)
+    shown = tqdm(names, unit="episode", desc="encode", disable=not sys.stderr.isatty())
+    done = encode_store(store, encoder, shown)
+    digest = encoder_hash(encoder)
+    print(f"{store.path}: latents {digest} of {len(names)} episodes, {done} of them new.")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[DataConfig], int]] = {
     "info": info,
     "stats": stats,
@@ -229,13 +277,28 @@ COMMANDS: dict[str, Callable[[DataConfig], int]] = {
     "split": split,
     "import": import_,
     "export": export,
+    "text": text,
+    "encode": encode,
 }
 
 
 def _faults(store: EpisodeStore, names: list[str]) -> list[care.Fault]:
     quiet = not sys.stderr.isatty()
     checked = tqdm(names, unit="episode", desc="validate", disable=quiet)
-    return [*care.faults(store, checked), *care.stray_faults(store.path)]
+    found = [*care.faults(store, checked), *care.stray_faults(store.path)]
+    return [*found, *latent_faults(store)]
+
+
+def _encoder(config: DataConfig) -> "RAE":
+    """Return the encoder of a checkpoint, or of a file that `worldmodel train` wrote."""
+    from worldmodel import checkpoint
+    from worldmodel.encoders.rae import load_rae
+
+    if (config.checkpoint is None) == (config.encoder is None):
+        raise UserError("encode needs checkpoint=NAME or encoder=RUN/encoder.safetensors.")
+    if config.checkpoint is not None:
+        return checkpoint.load(config.checkpoint).encoder
+    return load_rae(Path(str(config.encoder)))
 
 
 def _out(config: DataConfig, command: str) -> str:

@@ -5,7 +5,7 @@ A store is a Zarr v3 hierarchy in a folder:
     x.zarr/zarr.json                  group; attributes: schema, world, provenance
     x.zarr/episodes/zarr.json         group
     x.zarr/episodes/<id>/zarr.json    group; attributes: the episode's record (see below)
-    x.zarr/episodes/<id>/frames/      uint8 [T+1, H, W, 3]; chunks of 16 frames, shards of up to
+    x.zarr/episodes/<id>/frames/      uint8 [T+1, H, W, 3]; chunks of 8 frames, shards of up to
                                       1024, zstd level 3, crc32c per chunk and per shard index
     x.zarr/episodes/<id>/packed/      uint8 [bytes], one chunk, zstd level 3 + crc32c: everything
                                       small in one file; the record's `layout` says what is where
@@ -43,7 +43,7 @@ from worldmodel.world import Annotation, Episode
 
 SCHEMA_NAME = "worldmodel.episodes"
 SCHEMA_VERSION = 1
-CHUNK_FRAMES = 16
+CHUNK_FRAMES = 8
 SHARD_FRAMES = 1024
 ZSTD_LEVEL = 3
 EPISODES = "episodes"

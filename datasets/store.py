@@ -23,6 +23,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from worldmodel.datasets import schema
+from worldmodel.datasets.reader import FrameReader, ZarrFrames, check_size, open_frames
 from worldmodel.datasets.schema import EPISODES, SHARD_FRAMES, TEMPORARY, EpisodeId
 from worldmodel.errors import UserError
 from worldmodel.world import Annotation, Episode, WorldSpec
@@ -175,6 +176,18 @@ class EpisodeStore:
             raise IndexError(f"{name} has {self.lengths[name] + 1} frames, not {start}..{stop}")
         return self._reader(name).frames(start, stop)
 
+    def frames_into(self, name: str, start: int, out: np.ndarray) -> None:
+        """Read the frames from `start` on into `out`, uint8 [n, H, W, 3], C-contiguous.
+
+        Raises:
+            UserError: no such episode, damaged frames, or frames of another size.
+            IndexError: frames that the episode does not have.
+        """
+        stop = start + len(out)
+        if not 0 <= start <= stop <= self.describe(name).steps + 1:
+            raise IndexError(f"{name} has {self.lengths[name] + 1} frames, not {start}..{stop}")
+        self._reader(name).frames(start, stop, out)
+
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Return everything of an episode but its frames: `actions`, `keys`, `facts/<name>`.
 
@@ -237,7 +250,7 @@ class _Reader:
     def __init__(self, store: Path, name: str) -> None:
         self.store, self.name = store, name
         self.folder = store / EPISODES / name
-        self._frames: zarr.Array | None = None
+        self._frames: FrameReader | ZarrFrames | None = None
         self._packed = b""
         with _explained(store, name, "record"):
             text = (self.folder / "zarr.json").read_text()
@@ -245,15 +258,24 @@ class _Reader:
             if not schema.sealed(self.record) or self.record["id"] != name:
                 raise ValueError("its checksum does not match")
 
-    def frames(self, start: int, stop: int) -> np.ndarray:
+    def frames(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         with _explained(self.store, self.name, "frames"):
-            # Zarr reads a missing shard as zeros: look for it first, each time.
-            for shard in range(start // SHARD_FRAMES, -(-stop // SHARD_FRAMES)):
-                self._expect(f"frames/c/{shard}/0/0/0")
-            if self._frames is None:
-                self.verify("frames/zarr.json")
-            array = self._frames = self._frames or _open_array(self.folder / "frames")
-            return np.asarray(array[start:stop])
+            source = self._frames = self._frames or self._open_frames()
+            shape = source.shape
+            if out is None:
+                out = np.empty((stop - start, *shape[1:]), np.uint8)
+            elif out.shape[1:] != shape[1:] or out.dtype != np.uint8:
+                raise ValueError(f"its frames are of {_size(shape[1:3])}")
+            if stop > shape[0]:
+                raise ValueError(f"it has {shape[0]} frames")
+            source.read(start, stop, out)
+            return out
+
+    def _open_frames(self) -> FrameReader | ZarrFrames:
+        self.verify("frames/zarr.json")
+        files = self.record["files"]
+        sizes = {n[7:]: files[n]["bytes"] for n in files if n.startswith("frames/")}
+        return open_frames(self.folder / "frames", sizes)
 
     def arrays(self) -> dict[str, np.ndarray]:
         with _explained(self.store, self.name, "packed"):
@@ -270,13 +292,7 @@ class _Reader:
                 raise ValueError(f"the checksum of {file} does not match")
 
     def _expect(self, file: str) -> None:
-        try:
-            size = (self.folder / file).stat().st_size
-        except FileNotFoundError:
-            raise ValueError(f"{file} is missing") from None
-        expected = self.record["files"][file]["bytes"]
-        if size != expected:
-            raise ValueError(f"{file} has {size} bytes instead of {expected}")
+        check_size(self.folder / file, file, self.record["files"][file]["bytes"])
 
 
 def leftovers(path: str | Path) -> list[Path]:

@@ -1,17 +1,18 @@
 """Sentences from facts: captions, questions with answers, and hindsight instructions.
 
-Every sentence is true of the frames it is about. Objects count only while the facts call them
-visible; left and right are as seen by the agent.
+Every sentence is true of the frames it is about; its words are those of `grammar`. Any of the
+facts may be missing: what they do not tell is not said. Objects count only while the facts call
+them visible; left and right are as seen by the agent.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from worldmodel.actions import ActionTable
-from worldmodel.envs.doom.textures import THEMES
+from worldmodel.envs.grammar import Style, draw_style, phrasings
 from worldmodel.world import Annotation, Episode, Facts, WorldSpec
 
 DARK, BRIGHT = 0.3, 0.75  # light below is dark, from is bright; between is dim
@@ -19,33 +20,10 @@ ASIDE = 9.0  # degrees from straight ahead at which something is to the left or 
 NEAR, FAR = 4.0, 10.0  # metres
 
 _CLIP_STEPS = (6, 8, 10, 12, 16, 20, 24)
-
-_PHRASES: Mapping[str, tuple[str, ...]] = {
-    "left": ("turn left", "look to the left", "rotate left"),
-    "right": ("turn right", "look to the right", "rotate right"),
-    "around": ("turn around", "look behind you", "make a half turn"),
-    "forward": ("go forward", "walk straight ahead", "keep going forward", "move ahead"),
-    "back": ("step back", "go backward", "back up", "walk backward"),
-    "strafe left": ("step to the left", "sidestep left", "strafe left"),
-    "strafe right": ("step to the right", "sidestep right", "strafe right"),
-    "forward left": ("go forward and turn left", "walk in a curve to the left"),
-    "forward right": ("go forward and turn right", "walk in a curve to the right"),
-    "still": ("stand still", "wait", "do not move", "stay where you are"),
-    "wall": ("go to the wall", "walk up to the wall", "go forward to the wall"),
-    "lighten": (
-        "leave the dark room",
-        "get out of the shadow",
-        "go into the light",
-        "leave the darkness",
-        "go to a brighter place",
-    ),
-    "darken": ("go into the dark", "enter the dark room", "go into the shadow", "hide in the dark"),
-    "goto": ("walk to the {}", "go to the {}", "approach the {}", "move up to the {}"),
-    "toward": ("walk toward the {}", "go toward the {}", "get closer to the {}"),
-    "look": ("look at the {}", "turn to the {}", "face the {}"),
-    "find": ("find the {}", "search for the {}", "look for the {}"),
-    "away": ("turn away from the {}", "look away from the {}"),
-}
+_COLOURS = {"red", "green", "blue", "yellow", "grey", "white", "brown"}
+_NO_COUNTS = {"pose", "light", "wall", "bearing", "distance", "theme"}
+_LARGEST_COUNT = 999
+_PLAIN = Style()
 
 # How much a kind of instruction is preferred where several hold: the rare ones, so that all
 # are well represented.
@@ -59,171 +37,251 @@ _WEIGHTS = {
 def annotate(episode: Episode, spec: WorldSpec, rng: np.random.Generator) -> tuple[Annotation, ...]:
     """Return sentences about an episode, ordered by their first frame.
 
-    Captions and questions come about every 8 frames, instructions cover clips of 6 to 24
-    steps and may overlap. Without the facts there is only what the actions tell: instructions
-    from the motion, or where the agent's motion is not known in metres, from the keys held.
+    Captions and questions come about every 8 frames: of what the facts show, and where they show
+    nothing, of what is about to be done. Instructions cover clips of 6 to 24 steps and may
+    overlap. Where the agent's motion is not known in metres they come from the keys held.
+    What `grammar` reserves for evaluation is said in the splits val and test only.
     """
+    split = str(episode.info.get("split", "train"))
+    doing = _doing(episode, spec)
     said: list[Annotation] = []
-    if not spec.actions.rows:
-        return ()  # a video: nobody knows what was done
-    if "pose" not in episode.facts and (episode.keys.any() or not _measured(spec)):
-        said += _from_keys(episode, spec.actions, rng)
-        return tuple(sorted(said, key=lambda a: (a.start, a.stop, a.kind)))
-    if {"light", "wall", "bearing", "distance"} <= set(episode.facts):
-        for start in range(0, episode.num_steps + 1, 8):
-            index = min(start + int(rng.integers(8)), episode.num_steps)
-            scene = look(episode.facts, index, spec.objects)
-            said.append(Annotation("caption", index, index, caption(scene, rng)))
-            asked = questions(scene, rng)
+    for start in range(0, episode.num_steps + 1, 8):
+        index = min(start + int(rng.integers(8)), episode.num_steps)
+        style = draw_style(split, rng)
+        scene = look(episode.facts, index, spec)
+        text, asked = caption(scene, rng, style), questions(scene, rng, style)
+        if not (text and asked) and (phrase := doing(index, rng)):
+            text = text or style.say("doing", rng, phrase=phrase)
+            asked = asked or [(style.say("doing?", rng), phrase)]
+        if text:
+            said.append(Annotation("caption", index, index, text))
+        if asked:
             question, answer = asked[int(rng.integers(len(asked)))]
             said.append(Annotation("question", index, index, question, answer))
-    said += instructions(episode, spec, rng)
+    if _keyed(episode, spec):
+        said += _from_keys(episode, spec.actions, split, rng)
+    elif _moves(episode, spec):
+        said += instructions(episode, spec, rng)
     return tuple(sorted(said, key=lambda a: (a.start, a.stop, a.kind)))
 
 
-def _measured(spec: WorldSpec) -> bool:
-    """Whether the keys displace the agent by known amounts."""
-    return any(row.moves for row in spec.actions.rows)
+def _keyed(episode: Episode, spec: WorldSpec) -> bool:
+    """Whether the keys say what was done, for want of a motion in metres."""
+    measured = any(row.moves for row in spec.actions.rows)
+    unknown = "pose" not in episode.facts and (bool(episode.keys.any()) or not measured)
+    return unknown and bool(spec.actions.rows)
+
+
+def _moves(episode: Episode, spec: WorldSpec) -> bool:
+    """Whether the motion is known; a video has neither poses nor actions."""
+    if "pose" in episode.facts:
+        return True
+    return bool(spec.actions.rows) and not np.isnan(episode.actions).any()
+
+
+def _doing(episode: Episode, spec: WorldSpec) -> Callable[[int, np.random.Generator], str]:
+    """Return what says in a phrase what is done from a frame on, '' where nobody knows."""
+    if _keyed(episode, spec):
+        keys = episode.keys.tolist()
+        return lambda t, rng: _key_phrase(spec.actions, keys[t], rng) if t < len(keys) else ""
+    if not _moves(episode, spec):
+        return lambda t, rng: ""
+    track, last = _track(episode), episode.num_steps
+
+    def moved(t: int, rng: np.random.Generator) -> str:
+        kinds = list(_motions(track, t, t + _CLIP_STEPS[0])) if t + _CLIP_STEPS[0] <= last else []
+        return phrasings(kinds[0])[0] if kinds else ""
+
+    return moved
+
+
+def _key_phrase(table: ActionTable, mask: int, rng: np.random.Generator) -> str:
+    action, pick = table.from_mask(mask), int(rng.integers(8))
+    if action.idle:  # 'stop' and 'stand still' would be untrue of a car that rolls on
+        return ("do nothing", "wait")[pick % 2]
+    return table.text(action, "phrase", pick).removeprefix("action: ")
 
 
 def _from_keys(
-    episode: Episode, table: ActionTable, rng: np.random.Generator
+    episode: Episode, table: ActionTable, split: str, rng: np.random.Generator
 ) -> Iterator[Annotation]:
-    """Yield an instruction per stretch of at least 3 steps under the same keys, and captions.
-
-    A caption says what is done from its frame on, about every 8 frames.
-    """
+    """Yield an instruction per stretch of at least 3 steps under the same keys."""
     changes = np.flatnonzero(np.diff(episode.keys.astype(int))) + 1
     edges = [*([0] if episode.num_steps else []), *changes.tolist(), episode.num_steps]
-    due = int(rng.integers(8))
     for begin, end in pairwise(edges):
-        action = table.from_mask(int(episode.keys[begin]))
-        pick = int(rng.integers(8))
-        # 'stop' and 'stand still' would be untrue of a car that rolls on.
-        phrase = table.text(action, "phrase", pick).removeprefix("action: ")
-        phrase = ("do nothing", "wait")[pick % 2] if action.idle else phrase
-        while due < end:
-            yield Annotation("caption", due, due, f"about to {phrase}")
-            due += int(rng.integers(6, 11))
         for start in range(begin, end, _CLIP_STEPS[-1]):
             stop = min(start + _CLIP_STEPS[-1], end)
             if stop - start >= 3:
-                yield Annotation("instruction", start, stop, phrase)
+                phrase = _key_phrase(table, int(episode.keys[begin]), rng)
+                text = draw_style(split, rng).say("keys", rng, phrase=phrase)
+                yield Annotation("instruction", start, stop, text)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What one frame shows, in words.
+    """What one frame shows, in words, as far as the facts tell.
 
     Attributes:
-        light: 'dark', 'dim' or 'bright'.
+        light: 'dark', 'dim' or 'bright'; '' where unknown.
+        place: 'room' or 'corridor'; 'place' where unknown.
         walls: the look of the room's walls, or '' in a corridor or where unknown.
-        corridor: whether the agent is in a corridor.
-        wall: metres to the wall ahead.
+        wall: metres to the wall ahead; NaN where unknown.
         objects: (name, side, distance in metres), nearest first; side is 'left', 'ahead' or
             'right'.
-        known: names of all the objects there could be.
+        known: names of all the objects there could be; empty where none are ever told of.
+        counts: (name, number) of what the world counts, for instance lives.
     """
 
     light: str
+    place: str
     walls: str
-    corridor: bool
     wall: float
     objects: tuple[tuple[str, str, float], ...]
     known: tuple[str, ...]
+    counts: tuple[tuple[str, int], ...] = ()
 
 
-def look(facts: Facts, index: int, names: Sequence[str]) -> Scene:
-    """Return the scene of frame `index` of an episode's facts."""
-    light = float(facts["light"][index])
-    bearing, distance = facts["bearing"][index], facts["distance"][index]
-    visible = [int(k) for k in np.argsort(distance) if not np.isnan(distance[k])]
-    objects = tuple((str(names[k]), _side(float(bearing[k])), float(distance[k])) for k in visible)
+def look(facts: Facts, index: int, spec: WorldSpec) -> Scene:
+    """Return the scene of frame `index` of an episode's facts; any of them may be missing."""
     theme = int(facts["theme"][index]) if "theme" in facts else -2
+    light = float(facts["light"][index]) if "light" in facts else np.nan
+    objects: list[tuple[str, str, float]] = []
+    if placed := {"bearing", "distance"} <= set(facts):
+        bearing, distance = facts["bearing"][index], facts["distance"][index]
+        visible = [int(k) for k in np.argsort(distance) if not np.isnan(distance[k])]
+        objects = [(spec.objects[k], _side(float(bearing[k])), float(distance[k])) for k in visible]
     return Scene(
-        light="dark" if light < DARK else "bright" if light >= BRIGHT else "dim",
-        walls=THEMES[theme].name if theme >= 0 else "",
-        corridor=theme == -1,
-        wall=float(facts["wall"][index]),
-        objects=objects,
-        known=tuple(names),
+        light="" if np.isnan(light) else _brightness(light),
+        place="corridor" if theme == -1 else "room" if theme >= 0 else "place",
+        walls=spec.themes[theme] if 0 <= theme < len(spec.themes) else "",
+        wall=float(facts["wall"][index]) if "wall" in facts else np.nan,
+        objects=tuple(objects),
+        known=spec.objects if placed else (),
+        counts=tuple(_counts(facts, index)),
     )
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Return one caption of at most 12 words."""
-    place = "corridor" if scene.corridor else "room"
-    parts = [f"a {scene.light} {place}"]
-    if scene.walls and rng.random() < 0.5:
-        parts[0] = f"{scene.light} room, {scene.walls} walls"
-    if scene.objects:
-        near = int(rng.integers(min(2, len(scene.objects))))
-        name, side, metres = scene.objects[near]
-        how = "near " if metres < NEAR else "far " if metres >= FAR else ""
-        where = "ahead" if side == "ahead" else f"on the {side}"
-        parts.append(f"a {name} {how}{where}")
-    elif scene.wall < 2.0:
-        parts.append("a wall right ahead")
-    elif scene.wall > FAR:
-        parts.append("open space ahead")
+def _brightness(light: float) -> str:
+    return "dark" if light < DARK else "bright" if light >= BRIGHT else "dim"
+
+
+def _counts(facts: Facts, index: int) -> Iterator[tuple[str, int]]:
+    """Yield the whole numbers among the facts, as a display would show them."""
+    for name, values in sorted(facts.items()):
+        words = name.lower().replace("_", " ").strip()
+        if name in _NO_COUNTS or np.ndim(values) != 1 or not words.replace(" ", "").isalnum():
+            continue
+        value = float(values[index])
+        if value.is_integer() and 0 <= value <= _LARGEST_COUNT:
+            yield words, int(value)
+
+
+def caption(scene: Scene, rng: np.random.Generator, style: Style = _PLAIN) -> str:
+    """Return one caption, '' where there is nothing to tell.
+
+    It has at most 12 words, 15 in a held-out phrasing.
+    """
+    parts = []
+    if scene.light:
+        slots = {"light": scene.light, "place": scene.place, "walls": scene.walls}
+        parts = [style.say("place", rng, **slots)]
+        if scene.walls and rng.random() < 0.5:
+            parts = [style.say("walls", rng, **slots)]
+    told = [seen for seen in scene.objects if _may_tell(seen, style)]
+    if told:
+        name, side, metres = told[int(rng.integers(min(2, len(told))))]
+        distance = f"{_range(metres)} ".lstrip()
+        where = side if side == "ahead" else f"on the {side}"
+        parts.append(style.say("object", rng, object=name, range=distance, side=where))
+    elif not scene.objects and scene.wall < 2.0:
+        parts.append(style.say("blocked", rng))
+    elif not scene.objects and scene.wall > FAR:
+        parts.append(style.say("open", rng))
+    if not parts and scene.counts:
+        picked = sorted(rng.permutation(len(scene.counts))[:2].tolist())
+        for name, value in (scene.counts[i] for i in picked):
+            parts.append(style.say("count", rng, name=name, value=value))
+        return ", ".join(parts)
     if len(parts) == 2 and rng.random() < 0.25:
         parts = parts[1:]
     return ", ".join(parts)
 
 
-def questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """Return questions about a scene, each with its answer."""
+def _range(metres: float) -> str:
+    return "near" if metres < NEAR else "far" if metres >= FAR else ""
+
+
+def _may_tell(seen: tuple[str, str, float], style: Style) -> bool:
+    name, side, metres = seen
+    distance = _range(metres)
+    return style.allows(side, name) and (not distance or style.allows(distance, name))
+
+
+def questions(
+    scene: Scene, rng: np.random.Generator, style: Style = _PLAIN
+) -> list[tuple[str, str]]:
+    """Return questions about a scene, each with its answer; none where nothing is known."""
+    asked: list[tuple[str, str]] = []
+
+    def ask(kind: str, answer: str, **slots: object) -> None:
+        asked.append((style.say(kind, rng, **slots), answer))
+
     ahead = [name for name, side, _ in scene.objects if side == "ahead"]
-    thing = ahead[0] if ahead else "wall" if scene.wall < NEAR else "nothing near"
-    asked = [
-        ("what is ahead?", f"a {thing}" if thing != "nothing near" else thing),
-        ("is it dark?", "yes" if scene.light == "dark" else "no"),
-        ("how bright is it?", scene.light),
-    ]
+    if ahead and style.allows("ahead", ahead[0]):
+        ask("ahead?", f"a {ahead[0]}")
+    elif not ahead and not np.isnan(scene.wall):
+        ask("ahead?", "a wall" if scene.wall < NEAR else "nothing near")
+    if scene.light:
+        ask("dark?", "yes" if scene.light == "dark" else "no")
+        ask("light?", scene.light)
     if scene.walls:
-        asked.append(("what are the walls?", scene.walls))
+        ask("walls?", scene.walls)
     names = [name for name, _, _ in scene.objects]
     absent = [name for name in scene.known if name not in names]
     if absent:
-        asked.append((f"is there a {absent[int(rng.integers(len(absent)))]}?", "no"))
+        ask("there?", "no", object=absent[int(rng.integers(len(absent)))])
     for name, side, metres in scene.objects:
-        asked.append((f"is there a {name}?", "yes"))
-        asked.append((f"where is the {name}?", side))
-        if side != "ahead":
-            asked.append((f"is the {name} left or right?", side))
-        if not NEAR <= metres < FAR:
-            asked.append((f"is the {name} near or far?", "near" if metres < NEAR else "far"))
+        ask("there?", "yes", object=name)
+        if style.allows(side, name):
+            ask("where?", side, object=name)
+            if side != "ahead":
+                ask("side?", side, object=name)
+        if (distance := _range(metres)) and style.allows(distance, name):
+            ask("range?", distance, object=name)
         colour, _, noun = name.rpartition(" ")
         same = [other for other in names if other.endswith(f" {noun}")]
         if colour in _COLOURS and len(same) == 1:
-            asked.append((f"which colour is the {noun}?", colour))
+            ask("colour?", colour, noun=noun)
+    for name, value in scene.counts:
+        ask("count?", str(value), name=name)
     return asked
-
-
-_COLOURS = {"red", "green", "blue", "yellow", "grey", "white", "brown"}
 
 
 def instructions(episode: Episode, spec: WorldSpec, rng: np.random.Generator) -> list[Annotation]:
     """Return instructions that clips of the episode fulfil; about one per 5 steps."""
+    split = str(episode.info.get("split", "train"))
     track = _track(episode)
     said: list[Annotation] = []
     last: dict[str, int] = {}
     start = 0
     while start < episode.num_steps - 3:
-        found: list[tuple[float, str, int]] = []
+        style = draw_style(split, rng)
+        found: list[tuple[str, str, str, int]] = []
+        weights: list[float] = []
         for steps in _CLIP_STEPS:
             stop = start + steps
             if stop > episode.num_steps:
                 break
             for kind, thing in fulfilled(track, start, stop, spec.objects):
-                text = _PHRASES[kind][int(rng.integers(len(_PHRASES[kind])))].format(thing)
+                if thing and not style.allows(kind, thing):
+                    continue
+                found.append((kind, thing, style.say(kind, rng, object=thing), stop))
                 # What was just said of an overlapping clip is said again only rarely.
                 again = 0.1 if last.get(kind + thing, -99) > start - 6 else 1.0
-                found.append((_WEIGHTS.get(kind, 1.0) * again, f"{kind}|{thing}|{text}", stop))
+                weights.append(_WEIGHTS.get(kind, 1.0) * again)
         if found:
-            weight = np.array([w for w, _, _ in found])
-            _, label, stop = found[int(rng.choice(len(found), p=weight / weight.sum()))]
-            kind, thing, text = label.split("|")
+            weight = np.array(weights)
+            kind, thing, text, stop = found[int(rng.choice(len(found), p=weight / weight.sum()))]
             last[kind + thing] = start
             said.append(Annotation("instruction", start, stop, text))
         start += int(rng.integers(2, 6))

@@ -17,6 +17,10 @@ Cell = tuple[int, int]
 
 _SEEN_RANGE = 8.0  # metres in sight that count as explored
 _RANGE = 12.0  # metres of a ray that are drawn into the map
+_REACH = np.arange(0.5, _RANGE, 0.7)  # metres along a ray at which a cell is looked at
+_NEAR = int((_REACH < _SEEN_RANGE).sum())
+_ROW = 1 << 20  # cells to a row, where cells are numbered
+_HALF = _ROW // 2
 
 
 class Policy(Protocol):
@@ -111,7 +115,7 @@ class ExplorePolicy:
         self._rng = np.random.default_rng(seed)
         self._random = RandomPolicy(seed)
         self._queue: deque[Keys] = deque()
-        self._map = _Map()
+        self._map, self._draws = _Map(), True
         self._goal: Cell | None = None
         self._last: tuple[np.ndarray, Keys] | None = None
         self._blocked_for = 0
@@ -132,7 +136,8 @@ class ExplorePolicy:
     def observe(self, facts: Facts) -> None:
         """Draw what is seen into the map, and notice when a step led nowhere."""
         pose = np.asarray(facts["pose"], float)
-        self._map.draw(pose, np.asarray(facts["rays"], float))
+        if self._draws:
+            self._map.draw(pose, np.asarray(facts["rays"], float))
         if self._last is not None:
             before, keys = self._last
             moved = math.hypot(*(pose[:2] - before[:2]))
@@ -144,6 +149,11 @@ class ExplorePolicy:
         self._last = None
         self._queue.clear()
         self.observe(facts)
+
+    def look_through(self, other: "ExplorePolicy") -> None:
+        """Use what `other` draws, which sees the same, instead of drawing it again."""
+        self._map.share(other._map)
+        self._draws = False
 
     def segment(self, facts: Facts) -> list[Keys]:
         """Return the next keys, one entry per step."""
@@ -266,6 +276,7 @@ class MixPolicy:
         """See `Policy.reset`."""
         self._rng = np.random.default_rng(seed)
         self._parts = (ExplorePolicy(seed), GotoPolicy(seed), RandomPolicy(seed))
+        self._parts[1].look_through(self._parts[0])
         self._now, self._left = 0, 0
 
     def act(self, step: Step, spec: WorldSpec) -> Action:
@@ -298,20 +309,30 @@ class _Map:
         self._free: set[Cell] = set()
         self._seen: set[Cell] = set()
         self._blocked: set[Cell] = set()
+        self._drawn: tuple[set[int], set[int]] = set(), set()  # cells that draw() added, numbered
+
+    def share(self, other: "_Map") -> None:
+        """Know from now on what `other` knows, but for what is blocked."""
+        self._free, self._seen = other._free, other._seen
 
     def draw(self, pose: np.ndarray, rays: np.ndarray) -> None:
         """Add what is known at a pose with distances to the walls around it."""
         x, y, yaw = pose
         angles = np.radians(yaw + np.arange(len(rays)) * (360 / len(rays)))
-        reach = np.arange(0.5, _RANGE, 0.7)
-        xs = np.floor(x + np.cos(angles)[:, None] * reach).astype(int)
-        ys = np.floor(y + np.sin(angles)[:, None] * reach).astype(int)
-        open_ = reach[None, :] < rays[:, None] - 0.7
-        near = open_ & (reach[None, :] < _SEEN_RANGE)
+        ways = np.array([np.cos(angles), np.sin(angles)])
+        places = pose[:2, None, None] + ways[:, :, None] * _REACH
+        numbers = np.floor(places).astype(np.int64)
+        numbers = numbers[0] * _ROW + numbers[1]
+        open_ = rays[:, None] - 0.7 > _REACH
         here = _cell(x, y)
-        for cells, known in ((self._free, open_), (self._seen, near)):
+        free, seen = self._drawn
+        # Columns are in order of distance; those that are near come first.
+        for cells, drawn, near in ((self._free, free, len(_REACH)), (self._seen, seen, _NEAR)):
             cells.add(here)
-            cells.update(zip(xs[known].tolist(), ys[known].tolist(), strict=True))
+            # Nearly all are known already: only numbers are compared, which is cheap.
+            new = set(numbers[:, :near][open_[:, :near]].tolist()) - drawn
+            drawn |= new
+            cells.update(((n + _HALF) // _ROW, (n + _HALF) % _ROW - _HALF) for n in new)
 
     def block(self, pose: np.ndarray) -> None:
         """Note that something unseen stands before a pose."""

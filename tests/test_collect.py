@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,7 @@ class Toy:
     def reset(self, seed=None):
         self.seed, self.t, self.shift = seed, 0, 0
         self.pattern = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)
+        self.note("opened")
         self.info = {"level_seed": seed + (0 if self.split == "train" else 1000)}
         return self.show()
 
@@ -77,8 +79,11 @@ class Toy:
         return self.show()
 
     def close(self):
+        self.note("closed")
+
+    def note(self, what):
         if folder := os.environ.get("TOY_CLOSED"):
-            open(os.path.join(folder, f"closed-{os.getpid()}"), "w").close()
+            open(os.path.join(folder, f"{what}-{os.getpid()}"), "w").close()
 
 
 class Random:
@@ -101,6 +106,11 @@ def make_policy(name, seed):
 
 
 def annotate(episode, spec, seed):
+    if episode.info["world"] == "committing" and seed == 1:  # its process dies once
+        note = os.path.join(os.environ["TOY_NOTES"], "died")
+        if not os.path.exists(note):
+            open(note, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
     return (Annotation("caption", 0, 0, f"a pattern of seed {seed}"),)
 
 
@@ -199,6 +209,38 @@ def test_an_episode_that_fails_is_reported_and_the_others_are_collected(
     assert "Traceback" not in text
 
 
+def test_what_was_played_when_its_worker_died_is_played_again(
+    toy: ModuleType,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TOY_NOTES", str(tmp_path))
+    assert collect(toy, tmp_path / "x.zarr", env="committing", episodes=4) == 1
+    # Seed 1 was being committed and seed 2 played: only that one is lost.
+    assert seeds(EpisodeStore(tmp_path / "x.zarr")) == [0, 1, 3]
+    text = capsys.readouterr().err
+    assert "seed 1 is tried again" in text
+    assert "the episode with seed 2 is not stored" in text
+
+
+def test_a_worker_that_cannot_begin_ends_the_run(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code" / "toy_for_collect.py").write_text("import a_package_that_is_not_there")
+    with pytest.raises(UserError, match="one after the other"):
+        collect(toy, tmp_path / "x.zarr", episodes=50)
+
+
+def test_the_bar_shows_speed_and_remaining_time(
+    toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert collect(toy, tmp_path / "x.zarr", episodes=2) == 0
+    bar = capsys.readouterr().err.split("\r")[-1]
+    assert "80/80" in bar
+    assert re.search(r"\[\d\d:\d\d<\d\d:\d\d, +[\d.]+frame/s, episodes=2\]", bar)
+
+
 def test_a_world_that_never_works_ends_the_run(toy: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="3 episodes failed one after the other"):
         collect(toy, tmp_path / "x.zarr", env="broken", episodes=50)
@@ -277,7 +319,7 @@ def members(group: int) -> list[str]:
 def test_ctrl_c_ends_cleanly(toy: ModuleType, tmp_path: Path, how: signal.Signals) -> None:
     out = tmp_path / "x.zarr"
     process = start(tmp_path, 1000, pace=0.002)
-    wait_for(lambda: committed(out) >= 3)
+    wait_for(lambda: committed(out) >= 3 and len(list(tmp_path.glob("opened-*"))) == 2)
     if how == signal.SIGINT:
         os.killpg(process.pid, how)  # a terminal sends it to the whole group
     else:

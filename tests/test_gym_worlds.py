@@ -98,7 +98,7 @@ def row(key, native, **more):
 
 def test_presets_are_worlds():
     assert set(PRESETS) == set(PACKAGES)
-    assert ("doom", *PRESETS) == WORLDS
+    assert ("doom", "habitat", *PRESETS) == WORLDS
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -27,11 +27,14 @@ HOMES = {
     "gymnasium": ("envs/",),
     "crafter": ("envs/",),
     "pyglet": ("envs/",),
-    "habitat_sim": ("envs/",),
+    "habitat_sim": ("envs/habitat/simulator.py",),
+    "magnum": ("envs/habitat/simulator.py",),
+    "trimesh": ("envs/habitat/rooms.py",),
     "tensorboard": ("train/",),
     "av": ("viewer/", "datasets/"),
     "h5py": ("datasets/",),
     "pyarrow": ("datasets/",),
+    "ray": ("datasets/ray_pool.py",),
 }
 DOOR = "worldmodel/cli.py"  # hands folders to each other; the one exception
 

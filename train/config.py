@@ -33,9 +33,13 @@ class TrainConfig:
 
     stage: str = "all"
     store: str = "data/doom.zarr"
+    stores: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    text: str = "python"
     out: str = "runs/doom-nano"
     checkpoint: str = "doom-nano"
     episodes: int = 0
+    memory_gb: float = 0.0
     vocab: int = 2048
     device: str = "auto"
     dtype: str = "auto"
@@ -50,5 +54,5 @@ class TrainConfig:
     mixture: Mixture = field(default_factory=Mixture)
     core: CoreTraining = field(default_factory=CoreTraining)
     core_loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(1250, lr=2e-3, warmup=50, ema=0.998)
+        default_factory=lambda: LoopConfig(2600, lr=2e-3, warmup=50, ema=0.998)
     )

@@ -10,7 +10,9 @@ from worldmodel.devices import mixed_precision
 from worldmodel.flow import Predict, draw_levels, flow_loss, mix, sample, shortcut_target
 from worldmodel.moe import FeedForward
 from worldmodel.sequence import Batch, Document, Text, attention_mask, pack
-from worldmodel.train.samples import KINDS, Sampler
+from worldmodel.train.loader import Loader
+from worldmodel.train.mixture import Draws
+from worldmodel.train.samples import KINDS
 from worldmodel.transformer import Core
 
 _OWN = 0.7  # share of the past frames that are replaced by imagined ones
@@ -31,6 +33,7 @@ class CoreTraining:
             (scheduled sampling, arXiv 1506.03099).
         own_past_depth: up to so many times over: frames imagined from imagined frames.
         balance: rate of the router's bias (arXiv 2408.15664).
+        workers: threads that prepare batches ahead; the result is the same for any number.
     """
 
     rows: int = 10
@@ -45,6 +48,7 @@ class CoreTraining:
     own_past_depth: int = 3
     balance: float = 0.002
     seed: int = 0
+    workers: int = 0
 
 
 class CoreTask:
@@ -56,15 +60,19 @@ class CoreTask:
         latents: [frames, n, c] of all of the recordings' frames, normalised, on any device.
         config: the knobs.
         dtype: of the matrix products; weights stay in float32.
+        rank, ranks: batch number `step * ranks + rank` is this process's, so that no two
+            processes ever get the same one.
     """
 
     def __init__(
         self,
         core: Core,
-        sampler: Sampler,
+        sampler: Draws,
         latents: torch.Tensor,
         config: CoreTraining,
         dtype: torch.dtype = torch.float32,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
         self.module = core
         self.sampler = sampler
@@ -72,13 +80,23 @@ class CoreTask:
         self.config = config
         self.dtype = dtype
         self.device = next(core.parameters()).device
+        self.rank, self.ranks = rank, ranks
+        self._prepared = Loader(self._prepare, config.workers)
 
-    def batch(self, rng: np.random.Generator) -> tuple[Batch, torch.Tensor]:
-        """Draw a batch and the clean latents [F, N, C] of its frame copies."""
+    def _prepare(
+        self, step: int
+    ) -> tuple[np.random.Generator, torch.Generator, Batch, torch.Tensor]:
+        """Return the randomness of a step, as drawing its batch left it, and the batch."""
+        rng = np.random.default_rng([self.config.seed, 3, step * self.ranks + self.rank])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        return rng, generator, *self.batch(rng, step)
+
+    def batch(self, rng: np.random.Generator, step: int = 0) -> tuple[Batch, torch.Tensor]:
+        """Draw a step's batch and the clean latents [F, N, C] of its frame copies."""
         config, shape = self.config, self.module.config
         documents, kinds, tokens = [], [], 0
         while tokens < 0.93 * config.rows * config.length:  # what first-fit packing can fill
-            kind, document = self.sampler.draw(rng)
+            kind, document = self.sampler.draw(rng, step)
             document = trim(document, shape.frame_tokens, config.length)
             documents.append(document)
             kinds.append(kind)
@@ -94,9 +112,7 @@ class CoreTask:
     def losses(self, step: int) -> dict[str, torch.Tensor]:
         """One step's losses: `loss`, `flow`, `text`, and both by sample kind."""
         config, core = self.config, self.module
-        rng = np.random.default_rng([config.seed, 3, step])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        batch, clean = self.batch(rng)
+        rng, generator, batch, clean = self._prepared(step)
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
         level, stride = self._levels(batch, step, generator)
         mask = attention_mask(batch)

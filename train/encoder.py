@@ -18,7 +18,7 @@ from worldmodel.devices import mixed_precision
 from worldmodel.encoders.rae import RAE, RAEConfig, ViTBlock, to_pixels
 from worldmodel.errors import UserError
 from worldmodel.text import PAD, TextTokenizer
-from worldmodel.train.data import Recordings
+from worldmodel.train.data import Recordings, StoreFrames
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class EncoderTask:
     ) -> None:
         self.config = config
         self.dtype = dtype
-        self.frames = torch.from_numpy(recordings.frames)
+        self.frames = recordings.frames
         self.captions = recordings.captions()
         if not self.captions:
             raise UserError(
@@ -81,7 +81,9 @@ class EncoderTask:
         self.text_ids = {text: i for i, text in enumerate(texts)}
         self.tokens = _pad([tokenizer.encode(text)[:32] for text in texts])
         self.rae = rae
-        self.tower = CaptionTower(tokenizer.vocab_size, rae.channels)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.tower = CaptionTower(tokenizer.vocab_size, rae.channels)
         self.module = nn.ModuleDict({"rae": rae, "tower": self.tower})
         self.device = next(rae.parameters()).device
         self.tower.to(self.device)
@@ -93,7 +95,7 @@ class EncoderTask:
         half = self.config.batch // 2
         picked = [self.captions[i] for i in rng.integers(len(self.captions), size=half)]
         index = np.concatenate([[f for f, _ in picked], rng.integers(len(self.frames), size=half)])
-        pixels = to_pixels(self.frames[torch.from_numpy(index)].to(self.device))
+        pixels = to_pixels(torch.from_numpy(self.frames[index]).to(self.device))
         texts = torch.tensor([self.text_ids[text] for _, text in picked])
         tokens = len(self.rae.encoder.position)
         # Captioned frames are seen whole, the others with up to 75 % of their patches hidden.
@@ -131,7 +133,7 @@ class DecoderTask:
     ) -> None:
         self.config = config
         self.dtype = dtype
-        self.frames = torch.from_numpy(recordings.frames)
+        self.frames = recordings.frames
         self.rae = rae
         self.module = rae.decoder
         self.device = next(rae.parameters()).device
@@ -140,8 +142,8 @@ class DecoderTask:
         """Reconstruction of random frames from noised latents."""
         rng = np.random.default_rng([self.config.seed, 2, step])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        index = torch.from_numpy(rng.integers(len(self.frames), size=self.config.batch))
-        pixels = to_pixels(self.frames[index].to(self.device))
+        index = rng.integers(len(self.frames), size=self.config.batch)
+        pixels = to_pixels(torch.from_numpy(self.frames[index]).to(self.device))
         with mixed_precision(self.device, self.dtype):
             with torch.no_grad():
                 z = self.rae.encoder(pixels)
@@ -184,7 +186,9 @@ def structure(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def measure_latents(rae: RAE, frames: np.ndarray, seed: int = 0, count: int = 4096) -> None:
+def measure_latents(
+    rae: RAE, frames: np.ndarray | StoreFrames, seed: int = 0, count: int = 4096
+) -> None:
     """Set the RAE's per-channel mean and standard deviation from random frames."""
     rng = np.random.default_rng(seed)
     index = np.sort(rng.choice(len(frames), size=min(count, len(frames)), replace=False))

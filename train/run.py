@@ -6,7 +6,9 @@ Each stage leaves its result in the run's folder and is skipped when the result 
 """
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,26 +20,31 @@ from torch import nn
 from worldmodel import checkpoint as checkpoints
 from worldmodel.actions import FORMS
 from worldmodel.checkpoint import Checkpoint
+from worldmodel.datasets.latents import LatentCache, encoder_hash
+from worldmodel.datasets.text import TextStore
 from worldmodel.devices import choose_device, choose_dtype, mixed_precision
-from worldmodel.encoders.rae import RAE
+from worldmodel.encoders.rae import RAE, save_rae
 from worldmodel.errors import UserError, suggest
 from worldmodel.text import TextTokenizer, train_tokenizer
 from worldmodel.train.config import TrainConfig
 from worldmodel.train.core import CoreTask
-from worldmodel.train.data import Recordings, load_recordings
+from worldmodel.train.data import Recordings, StoreFrames, join, load_recordings, load_stores
 from worldmodel.train.encoder import DecoderTask, EncoderTask, build_rae, measure_latents
 from worldmodel.train.loop import fit
+from worldmodel.train.mixture import StoreMixture, store_shares
 from worldmodel.train.samples import Sampler, python_prose
 from worldmodel.transformer import Core, CoreConfig
 
 Module = TypeVar("Module", bound=nn.Module)
 
+PYTHON = "python"
+TOKENIZER_PIECES = 50_000  # pieces of plain English that the tokenizer learns from, at most
 STAGES = ("tokenizer", "encoder", "decoder", "core", "export")
 
 
 @dataclass
 class Run:
-    """What the stages share."""
+    """What the stages share; `parts` are the recordings of each store, `recordings` all of them."""
 
     config: TrainConfig
     folder: Path
@@ -45,6 +52,17 @@ class Run:
     dtype: torch.dtype
     recordings: Recordings
     prose: list[str]
+    parts: list[Recordings] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """One store is its own only part."""
+        self.parts = self.parts or [self.recordings]
+
+    def pieces(self, tokenizer: TextTokenizer) -> Sequence[str | np.ndarray]:
+        """Return the plain English, as token ids where the text store has them."""
+        if self.config.text == PYTHON:
+            return self.prose
+        return TextStore(self.config.text).tokens(tokenizer, "train") or self.prose
 
 
 def main(config: TrainConfig) -> int:
@@ -60,15 +78,19 @@ def main(config: TrainConfig) -> int:
         torch.set_num_threads(config.threads)
     dtype = choose_dtype(config.dtype, device)
     print(f"device: {device} ({reason}), {str(dtype).removeprefix('torch.')}", flush=True)
-    recordings = load_recordings(config.store, "train", config.episodes)
+    paths = config.stores or (config.store,)
+    parts = load_stores(paths, "train", config.episodes, config.memory_gb)
+    store_shares(config.weights, len(paths))
+    recordings = join(parts)
     print(f"{recordings.num_episodes} episodes, {len(recordings.frames)} frames", flush=True)
     size, spec = config.rae.size, recordings.spec
     if (spec.height, spec.width) != (size, size):
         raise UserError(
-            f"The frames of '{config.store}' are {spec.width}x{spec.height} pixels, but rae.size "
+            f"The frames of '{paths[0]}' are {spec.width}x{spec.height} pixels, but rae.size "
             f"is {size}. Set rae.size to the size of the frames, which must be square."
         )
-    run = Run(config, Path(config.out), device, dtype, recordings, python_prose())
+    prose = load_prose(config.text)
+    run = Run(config, Path(config.out), device, dtype, recordings, prose, parts)
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -86,6 +108,22 @@ def main(config: TrainConfig) -> int:
     return 0
 
 
+def load_prose(text: str) -> list[str]:
+    """Return the plain English to train on, in pieces: that of CPython, or of a text store.
+
+    Raises:
+        UserError: no text store there, or one without documents to train on.
+    """
+    if text == PYTHON:
+        return python_prose()
+    if pieces := TextStore(text).pieces("train"):
+        return pieces
+    raise UserError(
+        f"The text store '{text}' has no documents of the split 'train'; add more, or make it "
+        "with val=0."
+    )
+
+
 def train_text(run: Run) -> TextTokenizer:
     """Learn the tokenizer from the store's sentences, the action table and plain English."""
     path = run.folder / "tokenizer.json"
@@ -94,10 +132,14 @@ def train_text(run: Run) -> TextTokenizer:
     notes = [note for notes in run.recordings.annotations for note in notes]
     lines = [f"{note.kind}: {note.text}" for note in notes]
     lines += [f"answer: {note.answer}" for note in notes if note.answer]
-    table = run.recordings.spec.actions
-    masks = sorted({int(k) for k in np.unique(run.recordings.keys)})
-    said = [table.text(table.from_mask(m), f, p) for m in masks for f in FORMS for p in range(4)]
-    tokenizer = train_tokenizer([*lines, *(said * 20), *run.prose], run.config.vocab)
+    said = []
+    for part in run.parts:
+        table = part.spec.actions
+        masks = sorted({int(k) for k in np.unique(part.keys)})
+        acts = [table.from_mask(mask) for mask in masks]
+        said += [table.text(act, f, p) for act in acts for f in FORMS for p in range(4)]
+    prose = run.prose[:: len(run.prose) // TOKENIZER_PIECES + 1]
+    tokenizer = train_tokenizer([*lines, *(said * 20), *prose], run.config.vocab)
     path.write_text(tokenizer.to_json())
     return tokenizer
 
@@ -108,7 +150,7 @@ def train_encoder(run: Run) -> None:
     task = EncoderTask(rae, run.recordings, train_text(run), run.config.encoder, run.dtype)
     fit(task, run.config.encoder_loop, run.folder / "encoder")
     measure_latents(rae.eval(), run.recordings.frames)
-    _save(rae, run.folder / "encoder.safetensors")
+    save_rae(rae, run.folder / "encoder.safetensors")
 
 
 def train_decoder(run: Run) -> None:
@@ -119,7 +161,7 @@ def train_decoder(run: Run) -> None:
         run.config.decoder_loop,
         run.folder / "decoder",
     )
-    _save(rae, run.folder / "decoder.safetensors")
+    save_rae(rae, run.folder / "decoder.safetensors")
 
 
 def train_core(run: Run) -> None:
@@ -129,8 +171,11 @@ def train_core(run: Run) -> None:
     core = new_core(run.config, tokenizer).to(run.device)
     active, total = core.parameters_by_use()
     print(f"core: {active / 1e6:.1f} M active, {total / 1e6:.1f} M total parameters", flush=True)
-    sampler = Sampler(run.recordings, tokenizer, run.config.mixture, run.prose)
-    latents = cache_latents(rae, run.recordings.frames, run.folder, run.dtype)
+    pieces = run.pieces(tokenizer)
+    samplers = [Sampler(part, tokenizer, run.config.mixture, pieces) for part in run.parts]
+    # One store draws as it always did, so that runs of before go on as they were.
+    sampler = samplers[0] if len(samplers) == 1 else StoreMixture(samplers, run.config.weights)
+    latents = cache_latents(rae, run.recordings, run.folder, run.dtype)
     fit(
         CoreTask(core, sampler, latents, run.config.core, run.dtype),
         run.config.core_loop,
@@ -146,7 +191,7 @@ def export(run: Run) -> None:
     rae = _load(_new_rae(run), decoder, "decoder")
     core = new_core(run.config, tokenizer)
     _load(core, run.folder / "core.safetensors", "core")
-    held_out = load_recordings(run.config.store, "val")
+    held_out = load_recordings(str((run.config.stores or (run.config.store,))[0]), "val")
     frames, keys = pick_starts(held_out, run.config.starts)
     active, total = core.parameters_by_use()
     training = {
@@ -166,7 +211,7 @@ def export(run: Run) -> None:
             "licence": "Apache-2.0",
             "parameters": {"active": active, "total": total},
             "data": {
-                "world": run.recordings.spec.name,
+                "world": " and ".join(dict.fromkeys(part.spec.name for part in run.parts)),
                 "episodes": run.recordings.num_episodes,
                 "frames": len(run.recordings.frames),
             },
@@ -194,13 +239,15 @@ def new_core(config: TrainConfig, tokenizer: TextTokenizer) -> Core:
 
 
 def cache_latents(
-    rae: RAE, frames: np.ndarray, folder: Path, dtype: torch.dtype, batch: int = 64
+    rae: RAE, recordings: Recordings, folder: Path, dtype: torch.dtype, batch: int = 64
 ) -> torch.Tensor:
     """Return the latents float16 [F, N, C] of all frames, on the encoder's device.
 
     They are kept in `folder` under a name made of the encoder's weights and the frames, so that
-    a resumed run does not encode again.
+    a resumed run does not encode again. They come from the stores where `worldmodel data encode`
+    left this very encoder's; else they are computed. Where the frames stay on disk, so do they.
     """
+    frames = recordings.frames
     device, cells = rae.mean.device, rae.grid[0] * rae.grid[1]
     digest = hashlib.sha256(
         b"".join(p.detach().cpu().numpy().tobytes() for p in rae.encoder.parameters())
@@ -211,13 +258,31 @@ def cache_latents(
         shape = (len(frames), cells, rae.channels)
         temporary = path.with_suffix(".tmp")
         stored = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-        with mixed_precision(device, dtype):
-            for first in range(0, len(frames), batch):
-                part = torch.from_numpy(frames[first : first + batch])
-                stored[first : first + batch] = rae.encode(part).half().cpu().numpy()
+        if not _copy_latents(rae, recordings, stored):
+            with mixed_precision(device, dtype):
+                for first in range(0, len(frames), batch):
+                    part = torch.from_numpy(frames[first : first + batch])
+                    stored[first : first + batch] = rae.encode(part).half().cpu().numpy()
         stored.flush()
         temporary.replace(path)
+    if isinstance(frames, StoreFrames):
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
     return torch.from_numpy(np.load(path)).to(device)
+
+
+def _copy_latents(rae: RAE, recordings: Recordings, out: np.ndarray) -> bool:
+    """Fill `out` with latents that the stores keep; False where they have not all of them."""
+    digest = encoder_hash(rae)
+    found = [(LatentCache(store.path, digest), name) for store, name in recordings.sources]
+    if not found or not all(cache.has(name) for cache, name in found):
+        return False
+    for (cache, name), (begin, end) in zip(found, pairwise(recordings.starts), strict=True):
+        latents = cache.read(name)
+        if latents.shape != out[begin:end].shape:
+            return False
+        out[begin:end] = latents
+    print(f"latents: {digest}, from the store", flush=True)
+    return True
 
 
 def pick_starts(

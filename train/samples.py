@@ -10,12 +10,15 @@ instructed   I A I T I I I ...    an instruction, then frames that fulfil it, no
 commanded    I A I T I A I A ...  the same with actions
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from worldmodel.actions import ActionTable
-from worldmodel.errors import UserError
+from worldmodel.envs.grammar import held_out
+from worldmodel.errors import UserError, suggest
 from worldmodel.sequence import Document, Frame, Text
 from worldmodel.text import EOS, TextTokenizer
 from worldmodel.train.data import Recordings
@@ -29,9 +32,13 @@ class Mixture:
 
     Attributes:
         clip: frames of a video document.
+        stride: steps between the frames of a document of the kind 'video'; what has words about
+            steps or moments always shows every frame.
         forms: shares of the surface forms of actions: metric, keys, phrase.
         mixed_forms: share of clips whose steps each draw a form of their own.
         drop_action: share of steps whose action text is left out, for guidance.
+        schedule: pairs of a training step and the shares from there on, as {kind: share}; kinds
+            left out keep the share above. Between two steps the shares go over evenly.
     """
 
     text: float = 0.03
@@ -43,33 +50,83 @@ class Mixture:
     instructed: float = 0.2
     commanded: float = 0.06
     clip: int = 10
+    stride: int = 1
     forms: tuple[float, float, float] = (0.1, 0.75, 0.15)
     mixed_forms: float = 0.2
     drop_action: float = 0.08
+    schedule: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.clip < 1 or self.stride < 1:
+            raise UserError(
+                f"mixture.clip={self.clip} and mixture.stride={self.stride} must be at least 1."
+            )
+        _check_shares({kind: getattr(self, kind) for kind in KINDS}, "mixture")
+        before = -1
+        for point in self.schedule:
+            try:
+                step, changes = point
+                in_order = before < step
+            except (TypeError, ValueError):
+                in_order, step, changes = False, 0, None
+            if not in_order or not isinstance(changes, Mapping):
+                raise UserError(
+                    "mixture.schedule must be pairs of a step and shares, with growing steps, like "
+                    f"[[0,{{action: 1}}],[2000,{{action: 0.5}}]]; {point!r} does not fit."
+                )
+            _check_shares(changes, f"mixture.schedule at step {step}")
+            before = step
 
     @property
     def shares(self) -> np.ndarray:
-        """Shares of `KINDS`, summing to 1."""
+        """Shares of `KINDS` without the schedule, summing to 1."""
         shares = np.array([getattr(self, kind) for kind in KINDS], np.float64)
         return shares / max(shares.sum(), 1e-9)
+
+    def shares_at(self, step: int) -> np.ndarray:
+        """Shares of `KINDS` at a training step, summing to 1."""
+        if not self.schedule:
+            return self.shares
+        steps = [point[0] for point in self.schedule]
+        shares = np.array(
+            [
+                np.interp(step, steps, [p[1].get(kind, getattr(self, kind)) for p in self.schedule])
+                for kind in KINDS
+            ]
+        )
+        return shares / max(shares.sum(), 1e-9)
+
+
+def _check_shares(shares: Mapping[str, Any], where: str) -> None:
+    for kind, share in shares.items():
+        if kind not in KINDS:
+            raise UserError(f"{where}: unknown sample kind '{kind}'.{suggest(str(kind), KINDS)}")
+        if isinstance(share, bool) or not isinstance(share, int | float) or not share >= 0:
+            raise UserError(f"{where}: the share of '{kind}' is {share!r}, but must be 0 or more.")
 
 
 @dataclass
 class Sampler:
-    """Draws documents from recordings; every draw is a function of the given generator only."""
+    """Draws documents from recordings; every draw is a function of the given generator only.
+
+    Sentences that the grammar reserves for evaluation are never drawn, whoever wrote the store.
+    `prose` are pieces of plain English, as text or already as token ids.
+    """
 
     recordings: Recordings
     tokenizer: TextTokenizer
     mixture: Mixture
-    prose: list[str] = field(default_factory=list)
+    prose: Sequence[str | np.ndarray] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._notes: dict[str, list[tuple[int, int]]] = {}
         for e, notes in enumerate(self.recordings.annotations):
             for n, note in enumerate(notes):
+                if held_out(note.text, note.answer):
+                    continue
                 self._notes.setdefault(note.kind, []).append((e, n))
         self._ids: dict[str, tuple[int, ...]] = {}
-        usable = self.mixture.shares.copy()
+        usable = np.ones(len(KINDS))
         needs = {"caption": "caption", "imagine": "caption", "question": "question"}
         needs |= {"instructed": "instruction", "commanded": "instruction"}
         for i, kind in enumerate(KINDS):
@@ -77,16 +134,26 @@ class Sampler:
                 usable[i] = 0
             if kind == "text" and not self.prose:
                 usable[i] = 0
-        if not usable.sum() > 0:
+        self._usable = usable
+        steps = [point[0] for point in self.mixture.schedule] or [0]
+        if not all((self.mixture.shares_at(step) * usable).sum() > 0 for step in steps):
             raise UserError(
                 "The mixture has only sample kinds that need annotations, and these recordings "
                 "have none for them. Raise mixture.video or mixture.action above 0."
             )
-        self._shares = usable / usable.sum()
+        self._shares = self._shares_at(0)
 
-    def draw(self, rng: np.random.Generator) -> tuple[int, Document]:
-        """Return (index in KINDS, document); `Frame.latent` is a frame of the recordings."""
-        kind = int(rng.choice(len(KINDS), p=self._shares))
+    def _shares_at(self, step: int) -> np.ndarray:
+        shares = self.mixture.shares_at(step) * self._usable
+        return shares / shares.sum()
+
+    def draw(self, rng: np.random.Generator, step: int = 0) -> tuple[int, Document]:
+        """Return (index in KINDS, document); `Frame.latent` is a frame of the recordings.
+
+        A function of the generator and, where the mixture has a schedule, of the training step.
+        """
+        shares = self._shares_at(step) if self.mixture.schedule else self._shares
+        kind = int(rng.choice(len(KINDS), p=shares))
         name = KINDS[kind]
         if name == "text":
             return kind, self._prose(rng)
@@ -103,7 +170,8 @@ class Sampler:
         return self._ids[text]
 
     def _prose(self, rng: np.random.Generator) -> Document:
-        ids = self.encode(self.prose[rng.integers(len(self.prose))])
+        piece = self.prose[int(rng.integers(len(self.prose)))]
+        ids = self.encode(piece) if isinstance(piece, str) else piece[:120].tolist()
         return [Text((*ids[:120], EOS))]
 
     def _pair(self, name: str, rng: np.random.Generator) -> Document:
@@ -121,10 +189,12 @@ class Sampler:
 
     def _video(self, actions: bool, rng: np.random.Generator) -> Document:
         starts, clip = self.recordings.starts, self.mixture.clip
+        stride = 1 if actions else self.mixture.stride
+        length = (clip - 1) * stride + 1
         e = int(rng.integers(self.recordings.num_episodes))
-        last = int(starts[e + 1]) - clip
+        last = int(starts[e + 1]) - length
         first = int(rng.integers(starts[e], max(int(starts[e]), last) + 1))
-        frames = range(first, min(first + clip, int(starts[e + 1])))
+        frames = range(first, min(first + length, int(starts[e + 1])), stride)
         spoken = self._spoken_actions(frames, rng) if actions else {}
         return self._clip(frames, spoken, {})
 

@@ -64,7 +64,7 @@ def _play(cfg: PlayConfig, scenario: Scenario | None, load: Callable[..., World]
     watched = cfg.fps > 0 and not cfg.headless
     player = ScriptPlayer(scenario, 1 / cfg.fps if watched else 0.0) if scenario else None
     open_window(cfg.width, cfg.height, "worldmodel", cfg.headless, cfg.fullscreen)
-    window = Window(tape, player, cfg.smooth, _new_recording)
+    window = Window(tape, player, cfg.smooth, new_recording)
     with outliving_its_window(window.close):
         engine = Engine(
             partial(load_world, cfg, scenario, load),
@@ -168,7 +168,8 @@ def make_report(cfg: PlayConfig, snapshot: Snapshot, stats: Stats, tape: Tape) -
     }
 
 
-def _new_recording() -> Path:
+def new_recording() -> Path:
+    """Return the path of a recording that begins now; its folder is made."""
     folder = Path("recordings")
     folder.mkdir(exist_ok=True)
     return folder / f"{datetime.now():%Y%m%d-%H%M%S}.mp4"

@@ -6,7 +6,6 @@ from pygame import Rect
 from worldmodel.viewer import panel
 from worldmodel.viewer.engine import Snapshot
 from worldmodel.viewer.fonts import fit, measure, printable, put, wrap
-from worldmodel.viewer.keys import BINDINGS
 from worldmodel.viewer.layout import Layout, make_layout
 from worldmodel.viewer.session import Moment, spread
 from worldmodel.viewer.theme import AMBER, BACK, EDGE, FAINT, MUTED, RED, SURFACE, TEAL, TEXT
@@ -35,7 +34,7 @@ def draw(surface: pygame.Surface, view: ViewState) -> Layout:
     _timeline(surface, layout, view)
     _notice(surface, layout, view)
     if view.help:
-        _help(surface, layout)
+        _help(surface, layout, view)
     return layout
 
 
@@ -93,7 +92,7 @@ def _recording(surface: pygame.Surface, layout: Layout, seconds: float) -> None:
 
 def _loading(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
     place = layout.picture
-    put(surface, "Waking the model", place.center, layout.px(22), TEXT, bold=True, align="center")
+    put(surface, view.face.loading, place.center, layout.px(22), TEXT, bold=True, align="center")
     bar = Rect(0, 0, min(layout.px(220), place.width), layout.px(4))
     bar.midtop = (place.centerx, place.centery + layout.px(28))
     pygame.draw.rect(surface, EDGE, bar, border_radius=bar.height)
@@ -130,7 +129,7 @@ def _failure(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
 def _sent(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
     place, now = layout.sent, view.snapshot.now
     size = layout.px(15)
-    label = put(surface, "SENT", (place.x, place.centery), layout.px(12), FAINT, bold=True)
+    label = put(surface, view.face.sent, (place.x, place.centery), layout.px(12), FAINT, bold=True)
     x = label.right + layout.px(12)
     count = ""
     if now is not None:
@@ -159,7 +158,7 @@ def _box(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
         room = inner.width - measure(hint, layout.px(13)) - layout.px(16)
         put(surface, fit(printable(instruction), size, room), inner.midleft, size, TEAL)
     else:
-        hint = fit("Enter: say what is to happen, for instance: turn right", size, inner.width)
+        hint = fit(printable(view.face.line()), size, inner.width)
         put(surface, hint, inner.midleft, size, FAINT)
 
 
@@ -211,19 +210,19 @@ def _notice(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
         put(surface, line, at, size, TEXT, align="center")
 
 
-def _help(surface: pygame.Surface, layout: Layout) -> None:
+def _help(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
     area = surface.get_rect()
     _shade(surface, area, 215)
     row, size = layout.px(33), layout.px(16)
     width = min(layout.px(500), area.width)
-    height = row * (len(BINDINGS) + 3)
+    height = row * (len(view.face.bindings) + 3)
     card = Rect(0, 0, width, min(height, area.height))
     card.center = area.center
     pygame.draw.rect(surface, SURFACE, card, border_radius=layout.px(12))
     pygame.draw.rect(surface, EDGE, card, width=1, border_radius=layout.px(12))
     x, y = card.x + layout.px(28), card.y + row
     put(surface, "Keys of the viewer", (x, y), layout.px(20), TEXT, bold=True)
-    for i, binding in enumerate(BINDINGS):
+    for i, binding in enumerate(view.face.bindings):
         line = y + row * (i + 1) + layout.px(10)
         cap = panel.keycap(surface, layout, binding.label, (x, line), lit=False)
         at = (max(cap.right + layout.px(12), x + layout.px(110)), line)

@@ -130,7 +130,8 @@ class Engine:
 
     Args:
         load: makes the world; called in the thread, so that the window opens at once.
-        fps: steps per second aimed at; 0 for as many as possible.
+        fps: steps per second aimed at; 0 for as many as possible, None for the world's own, to
+            which then also a fresh key is held.
         start, context: where the session begins.
         lockstep: begin paused and take steps only for `Advance`, for scripts; a command that
             fails then counts as a failure instead of a notice.
@@ -142,7 +143,7 @@ class Engine:
         self,
         load: Callable[[], World],
         *,
-        fps: float = 0.0,
+        fps: float | None = 0.0,
         start: int = 0,
         context: Callable[[WorldSpec], Context | None] | None = None,
         lockstep: bool = False,
@@ -151,7 +152,8 @@ class Engine:
     ) -> None:
         self._load, self._start, self._context = load, start, context
         self._lockstep = lockstep
-        self._period_s = 1.0 / fps if fps > 0 else 0.0
+        self._period_s = 1.0 / fps if fps else 0.0
+        self._own_pace = fps is None
         self._on_change, self._on_step = on_change, on_step
         self._lock = threading.Condition()
         self._commands: deque[Command] = deque()
@@ -220,6 +222,8 @@ class Engine:
             self._fail(error)
             return
         try:
+            if self._own_pace:
+                self._period_s = 1.0 / world.spec.fps
             context = self._context(world.spec) if self._context else None
             session = Session(world, self._start, context)
             status = "paused" if self._lockstep else "playing"
@@ -229,7 +233,13 @@ class Engine:
         except Exception as error:
             self._fail(error)
         finally:
+            self._close(world)
+
+    def _close(self, world: World) -> None:
+        try:
             world.close()
+        except Exception as error:  # a recording that cannot be saved, for instance
+            self._fail(error)
 
     def _next(self) -> Command | None:
         """Wait for what is to be done next: a command, or a step when one is due."""
@@ -239,7 +249,8 @@ class Engine:
                     return self._commands.popleft()
                 if self._snapshot.status == "playing":
                     wait_s = self._due_s - time.perf_counter()
-                    if wait_s <= 0 or self._tapped:  # a fresh key does not wait for the pace
+                    # A fresh key does not wait for the pace, unless that is the world's time.
+                    if wait_s <= 0 or (self._tapped and not self._own_pace):
                         held = {*self._held, *self._tapped}
                         return Advance(tuple(sorted(held)))
                     self._lock.wait(wait_s)

@@ -49,11 +49,11 @@ BINDINGS = (
 class Keymap:
     """Key names to actions and commands, for one world."""
 
-    def __init__(self, table: ActionTable | None) -> None:
+    def __init__(self, table: ActionTable | None, bindings: tuple[Binding, ...] = BINDINGS) -> None:
         rows = table.rows if table else ()
         self.actions = {row.key: row.key for row in rows} | _arrows(rows)
         self.commands = {
-            key: binding for binding in BINDINGS for key in binding.keys if key not in self.actions
+            key: binding for binding in bindings for key in binding.keys if key not in self.actions
         }
 
     def action(self, key: str) -> str | None:

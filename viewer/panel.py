@@ -9,8 +9,6 @@ from worldmodel.viewer.layout import Layout
 from worldmodel.viewer.theme import AMBER, BACK, EDGE, FAINT, MUTED, RAISED, SURFACE, TEAL, TEXT
 from worldmodel.viewer.view import ViewState
 
-HINTS = (("Enter", "say"), ("Space", "pause"), ("F1", "help"))
-
 
 def draw_panel(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
     """Draw the panel; what finds no room at the bottom is left out."""
@@ -22,7 +20,7 @@ def draw_panel(surface: pygame.Surface, layout: Layout, view: ViewState) -> None
     y = _title(surface, layout, view, inner)
     for part in (_keys, _speed, _machine):
         y = part(surface, layout, view, Rect(inner.x, y, inner.width, max(0, foot - y)))
-    _hints(surface, layout, inner)
+    _hints(surface, layout, view, inner)
 
 
 def keycap(
@@ -57,6 +55,8 @@ def _title(surface: pygame.Surface, layout: Layout, view: ViewState, inner: Rect
     y += layout.px(28)
     if not info:
         about = "loading"
+    elif view.face.about:
+        about = view.face.about()
     elif info.num_starts:
         about = f"imagined world, start {snapshot.start % info.num_starts + 1} of {info.num_starts}"
     else:
@@ -157,9 +157,9 @@ def _machine(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rec
     return y
 
 
-def _hints(surface: pygame.Surface, layout: Layout, inner: Rect) -> None:
+def _hints(surface: pygame.Surface, layout: Layout, view: ViewState, inner: Rect) -> None:
     x, y = inner.x, inner.bottom - layout.px(6)
-    for key, meaning in HINTS:
+    for key, meaning in view.face.hints:
         cap = keycap(surface, layout, key, (x, y), lit=False)
         text = put(surface, meaning, (cap.right + layout.px(6), y), layout.px(13), MUTED)
         x = text.right + layout.px(10)

@@ -28,7 +28,7 @@ from worldmodel.viewer.meter import Stats
 from worldmodel.viewer.script import ScriptPlayer
 from worldmodel.viewer.tape import Tape
 from worldmodel.viewer.textbox import TextBox
-from worldmodel.viewer.view import ViewState
+from worldmodel.viewer.view import Face, ViewState
 from worldmodel.viewer.window import set_mode
 
 TICK_MS = 16
@@ -45,6 +45,7 @@ class Window:
         player: plays a script; the keyboard then only leaves, helps and resizes.
         smooth: whether frames are enlarged smoothly.
         new_recording: gives the path of the next recording.
+        face: what the window does and says.
     """
 
     def __init__(
@@ -53,11 +54,14 @@ class Window:
         player: ScriptPlayer | None,
         smooth: bool,
         new_recording: Callable[[], str | Path],
+        face: Face | None = None,
     ) -> None:
         self.stats = Stats()
         self._tape, self._player, self._smooth = tape, player, smooth
         self._new_recording = new_recording
-        self._keymap = Keymap(None)
+        self._face = face or Face()
+        self._says = any(binding.name == "say" for binding in self._face.bindings)
+        self._keymap = Keymap(None, self._face.bindings)
         self._down: set[int] = set()
         self._held: dict[int, str] = {}  # physical key -> the action table's key
         self._box = TextBox()
@@ -103,7 +107,7 @@ class Window:
         if snapshot.info and not self._drawn.info:
             print(snapshot.info.line, flush=True)
             pygame.display.set_caption(f"{snapshot.info.name} - worldmodel")
-            self._keymap = Keymap(snapshot.info.spec.actions)
+            self._keymap = Keymap(snapshot.info.spec.actions, self._face.bindings)
 
     def _go_on(self, engine: Engine) -> None:
         """Take the script's next step, and leave where there is nothing to wait for."""
@@ -146,6 +150,7 @@ class Window:
             recording_s=self._tape.recording_s,
             busy_s=now_s - (engine.busy_since_s or now_s),
             scripted=self._player is not None,
+            face=self._face,
             smooth=self._smooth,
             now_s=now_s,
         )
@@ -163,7 +168,8 @@ class Window:
         first = self.stats.start_s is None
         self.stats.shown(snapshot.steps_done, snapshot.step_ms, snapshot.input_s, self._drawn_s)
         if first:
-            print(f"first imagined frame after {self.stats.start_s:.1f} s", flush=True)
+            kind = "imagined " if snapshot.denoise_steps else ""
+            print(f"first {kind}frame after {self.stats.start_s:.1f} s", flush=True)
 
     # Events
 
@@ -279,7 +285,7 @@ class Window:
     # The text box
 
     def _open_box(self, engine: Engine, binding: Binding | None) -> None:
-        if self._drawn.info is None:
+        if self._drawn.info is None or not self._says:
             return
         self._release(engine)
         self._box = TextBox().opened()

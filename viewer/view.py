@@ -1,9 +1,32 @@
 """Everything on screen at one instant, as one value."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from worldmodel.viewer.engine import Snapshot
+from worldmodel.viewer.keys import BINDINGS, Binding
 from worldmodel.viewer.textbox import TextBox
+
+
+@dataclass(frozen=True)
+class Face:
+    """What a window does and says, beyond the world: by default, for driving a dream.
+
+    Attributes:
+        bindings: the commands.
+        hints: keys with a word each, at the foot of the panel.
+        loading: said until there is a world.
+        sent: label of the text of the last action.
+        line: gives the text of the sentence's box while it is empty.
+        about: gives the line under the world's name; None for the start's number.
+    """
+
+    bindings: tuple[Binding, ...] = BINDINGS
+    hints: tuple[tuple[str, str], ...] = (("Enter", "say"), ("Space", "pause"), ("F1", "help"))
+    loading: str = "Waking the model"
+    sent: str = "SENT"
+    line: Callable[[], str] = lambda: "Enter: say what is to happen, for instance: turn right"
+    about: Callable[[], str] | None = None
 
 
 @dataclass(frozen=True)
@@ -21,6 +44,7 @@ class ViewState:
         recording_s: length of the running recording, None when none runs.
         busy_s: how long the step in progress has taken so far.
         scripted: whether a script plays; its stops are not the user's.
+        face: what the window does and says.
         smooth: whether the frame is enlarged smoothly.
         now_s: `time.perf_counter`, for what moves.
     """
@@ -35,5 +59,6 @@ class ViewState:
     recording_s: float | None = None
     busy_s: float = 0.0
     scripted: bool = False
+    face: Face = field(default_factory=Face)
     smooth: bool = True
     now_s: float = 0.0

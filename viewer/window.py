@@ -26,8 +26,8 @@ def prepare_environment(headless: bool) -> None:
         os.environ["SDL_VIDEODRIVER"] = "dummy"
 
 
-def require_display() -> None:
-    """Refuse to go on where no window can be seen.
+def require_display(remedy: str = REMEDY) -> None:
+    """Refuse to go on where no window can be seen; `remedy` says what to do about it.
 
     Raises:
         UserError: a Linux or BSD machine with neither X11 nor Wayland. SDL would otherwise draw
@@ -37,11 +37,13 @@ def require_display() -> None:
         return
     if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise UserError(
-            f"There is no display: neither DISPLAY nor WAYLAND_DISPLAY is set. {REMEDY}"
+            f"There is no display: neither DISPLAY nor WAYLAND_DISPLAY is set. {remedy}"
         )
 
 
-def open_window(width: int, height: int, title: str, headless: bool, fullscreen: bool):
+def open_window(
+    width: int, height: int, title: str, headless: bool, fullscreen: bool, remedy: str = REMEDY
+):
     """Open the window and return its surface.
 
     Raises:
@@ -52,7 +54,7 @@ def open_window(width: int, height: int, title: str, headless: bool, fullscreen:
     from worldmodel.viewer import fonts
 
     where = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or "of this machine"
-    broken = f"Cannot open a window on the display {where}: it does not answer. {REMEDY}"
+    broken = f"Cannot open a window on the display {where}: it does not answer. {remedy}"
     try:
         pygame.display.init()
     except pygame.error as error:
@@ -71,7 +73,7 @@ def open_window(width: int, height: int, title: str, headless: bool, fullscreen:
     try:
         return set_mode((width, height), fullscreen)
     except pygame.error as error:
-        raise UserError(f"Cannot open a window: {error}. {REMEDY}") from error
+        raise UserError(f"Cannot open a window: {error}. {remedy}") from error
 
 
 class _XError(ctypes.Structure):

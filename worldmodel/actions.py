@@ -15,6 +15,7 @@ A key need not move anything ('fire', 'pick up'); an action with such a key has 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from worldmodel.errors import UserError, suggest
@@ -82,7 +83,7 @@ class ActionTable:
 
     rows: tuple[ActionRow, ...]
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
         """Key names in table order."""
         return tuple(row.key for row in self.rows)
@@ -93,7 +94,17 @@ class ActionTable:
         Raises:
             UserError: a key that the table does not have.
         """
-        held = set(keys)
+        held = frozenset(keys)
+        if held not in self._pressed:
+            self._pressed[held] = self._press(held)
+        return self._pressed[held]
+
+    @cached_property
+    def _pressed(self) -> dict[frozenset[str], Action]:
+        """What `press` has found so far: worlds and policies press the same few all the time."""
+        return {}
+
+    def _press(self, held: frozenset[str]) -> Action:
         for key in held:
             if key not in self.keys:
                 raise UserError(f"Unknown key '{key}'.{suggest(key, self.keys)}")

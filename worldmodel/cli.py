@@ -106,8 +106,13 @@ def _run(words: list[str]) -> int:
 
 def collect(config: Any) -> int:
     """Hand the collector its worlds, policies and language; those folders do not meet."""
-    from worldmodel.datasets.collect import main as run
     from worldmodel.envs import annotate, make_policy, make_world
+
+    if config.policy == "human":
+        from worldmodel.viewer.human import main as play
+
+        return play(config, make_world, annotate)
+    from worldmodel.datasets.collect import main as run
 
     return run(config, make_world, make_policy, annotate)
 

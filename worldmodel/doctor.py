@@ -36,9 +36,10 @@ OPTIONAL = (
     Need(
         "habitat-sim",
         "habitat_sim",
-        "Habitat scenes (no adapter yet)",
-        "conda install habitat-sim headless -c conda-forge -c aihabitat",
+        "the Habitat world",
+        "conda install habitat-sim headless -c conda-forge -c aihabitat (or from its source)",
     ),
+    Need("trimesh", "trimesh", "the scenes of habitat:rooms", "pip install 'worldmodel[habitat]'"),
 )
 
 

@@ -19,7 +19,8 @@ Facts = Mapping[str, np.ndarray]
 `light` float32 []: brightness of the agent's place, 0 dark to 1 bright;
 `wall` float32 []: metres to the wall straight ahead;
 `bearing` float32 [K]: degrees to each of the world's K objects (positive to the left), and
-`distance` float32 [K]: metres to it; both NaN where the object is not visible.
+`distance` float32 [K]: metres to it; both NaN where the object is not visible;
+`theme` float32 []: which of the world's themes the room has, -1 in a corridor.
 """
 
 
@@ -33,6 +34,7 @@ class WorldSpec:
         height, width: size of a frame in pixels.
         fps: steps per second at which the world is meant to be played.
         objects: names of the K objects that the facts speak of, for instance 'red torch'.
+        themes: names of the looks of rooms that the fact `theme` counts, for instance 'red brick'.
     """
 
     name: str
@@ -41,17 +43,21 @@ class WorldSpec:
     width: int = 64
     fps: float = 8.75
     objects: tuple[str, ...] = ()
+    themes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return the description as plain data, for stores and checkpoints."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        return plain | {"actions": self.actions.to_json(), "objects": list(self.objects)}
+        plain |= {"actions": self.actions.to_json(), "objects": list(self.objects)}
+        themes = {"themes": list(self.themes)} if self.themes else {}
+        return {name: value for name, value in plain.items() if name != "themes"} | themes
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> "WorldSpec":
         """Return the description that `to_json` wrote."""
         actions = ActionTable.from_json(data["actions"])
-        return WorldSpec(**{**data, "actions": actions, "objects": tuple(data["objects"])})
+        names = {"objects": tuple(data["objects"]), "themes": tuple(data.get("themes", ()))}
+        return WorldSpec(**{**data, "actions": actions, **names})
 
 
 @dataclass(frozen=True)

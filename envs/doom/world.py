@@ -1,6 +1,7 @@
 """DoomWorld: procedural ViZDoom levels as a World."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import vizdoom
 from worldmodel.actions import Action, ActionRow, ActionTable
 from worldmodel.envs.doom import wad
 from worldmodel.envs.doom.levels import KINDS, SPLITS, UNITS_PER_METRE, Level, make_level
+from worldmodel.envs.doom.textures import THEMES
 from worldmodel.envs.scratch import Scratch
 from worldmodel.errors import UserError, suggest
 from worldmodel.world import Step, WorldSpec
@@ -69,7 +71,15 @@ ACTIONS = ActionTable(
     )
 )
 
-SPEC = WorldSpec("doom", ACTIONS, 64, 64, 35 / TICS, tuple(kind.name for kind in KINDS))
+SPEC = WorldSpec(
+    "doom",
+    ACTIONS,
+    64,
+    64,
+    35 / TICS,
+    objects=tuple(kind.name for kind in KINDS),
+    themes=tuple(theme.name for theme in THEMES),
+)
 
 _FULL = 50.0  # the engine clamps a key's thrust here; see wad._PLAYER
 _RESOLUTIONS = {
@@ -85,8 +95,7 @@ class DoomWorld:
     """A procedural level seen through the eyes of a walker. Implements `World`.
 
     Besides the documented facts it gives `rays` float32 [24], metres to the wall every 15
-    degrees counter-clockwise from straight ahead, and `theme` float32 [], the index of the
-    room's look in `textures.THEMES` (-1 in a corridor).
+    degrees counter-clockwise from straight ahead.
 
     Args:
         split: 'train', 'val' or 'test'; their levels are disjoint.
@@ -113,9 +122,7 @@ class DoomWorld:
     @property
     def spec(self) -> WorldSpec:
         """The world's description."""
-        if self._size == SPEC.height:
-            return SPEC
-        return WorldSpec(SPEC.name, ACTIONS, self._size, self._size, SPEC.fps, SPEC.objects)
+        return replace(SPEC, height=self._size, width=self._size)
 
     @property
     def level(self) -> Level:

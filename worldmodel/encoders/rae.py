@@ -6,11 +6,17 @@ normalised per channel, and the decoder is trained on noised latents. At this si
 pretrained representation exists, so the encoder is trained here (`worldmodel.train.encoder`).
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
+
+from worldmodel.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class RAE(nn.Module):
     def __init__(self, config: RAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.grid = (config.size // config.patch,) * 2
+        self.grid = (config.size // config.patch, config.size // config.patch)
         self.channels = config.channels
         self.height = self.width = config.size
         self.encoder = Encoder(config)
@@ -147,6 +153,33 @@ class RAE(nn.Module):
         """Normalised latents [B, N, C] to frames uint8 [B, H, W, 3]."""
         raw = latents.float() * self.std + self.mean
         return to_frames(self.decoder(raw.to(self.decoder.embed.weight.dtype)))
+
+
+def save_rae(rae: RAE, path: Path) -> None:
+    """Write an RAE with its shape into one file that appears whole."""
+    temporary = path.with_suffix(".tmp")
+    state = {k: v.cpu().contiguous() for k, v in rae.state_dict().items()}
+    save_file(state, temporary, metadata={"config": json.dumps(asdict(rae.config))})
+    temporary.replace(path)
+
+
+def load_rae(path: Path) -> RAE:
+    """Return the RAE that `save_rae` wrote.
+
+    Raises:
+        UserError: no such file, or one without the shape in it.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            config = json.loads(file.metadata()["config"])
+        rae = RAE(RAEConfig(**config))
+        rae.load_state_dict(load_file(path))
+    except Exception as error:  # whatever a file that is something else may lead to
+        raise UserError(
+            f"'{path}' is no encoder that `worldmodel train` wrote, or one of an older version "
+            f"({str(error).splitlines()[0]}). Give checkpoint=NAME instead."
+        ) from None
+    return rae.eval()
 
 
 def patchify(pixels: torch.Tensor, patch: int) -> torch.Tensor:
