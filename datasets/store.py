@@ -57,6 +57,8 @@ class EpisodeWriter:
         """
         self.path = Path(path)
         self.spec = spec
+        # Absolute: a world may change the process's folder while a thread commits (engines do).
+        self._episodes = self.path.absolute() / EPISODES
         if not _is_store(self.path):
             _create(self.path, spec, licence, _command_line() if command is None else command)
         _refuse_other_world(self.path, EpisodeStore(self.path).spec, spec)
@@ -78,7 +80,7 @@ class EpisodeWriter:
             )
         packed, layout = schema.pack(schema.episode_arrays(episode))
         name = schema.episode_id(episode, packed)
-        folder = self.path / EPISODES
+        folder = self._episodes
         temporary = folder / f"{TEMPORARY}{name}.{_host()}.{os.getpid()}.{time.monotonic_ns()}"
         try:
             _write_array(temporary / "frames", episode.frames)

@@ -1,7 +1,6 @@
 """Playing a real world by hand into a store: a real window, real keys, a real SIGKILL."""
 
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -161,12 +160,6 @@ def test_without_a_display_it_is_one_sentence(tmp_path: Path) -> None:
 
 # --- the real window -----------------------------------------------------------------------------
 
-MISSING = [tool for tool in ("Xvfb", "xdotool") if not shutil.which(tool)]
-windowed = [
-    pytest.mark.display,
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {' and '.join(MISSING)}"),
-]
-
 
 def until(condition, timeout_s=90.0):
     end = time.monotonic() + timeout_s
@@ -174,21 +167,6 @@ def until(condition, timeout_s=90.0):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
     return value
-
-
-@pytest.fixture
-def display():
-    read, write = os.pipe()
-    command = ["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x1024x24", "-nolisten", "tcp"]
-    server = subprocess.Popen(command, pass_fds=(write,), stderr=subprocess.DEVNULL)
-    os.close(write)
-    try:
-        assert select.select([read], [], [], 30)[0], "Xvfb does not start"
-        yield f":{os.read(read, 16).decode().strip()}"
-    finally:
-        os.close(read)
-        server.terminate()
-        server.wait(10)
 
 
 class Person:
@@ -235,8 +213,8 @@ def ids(out: Path) -> list[str]:
     return EpisodeStore(out).ids if (out / "zarr.json").exists() else []
 
 
-@pytest.mark.parametrize("mark", [pytest.param(None, marks=windowed)])
-def test_a_person_plays_doom_and_nothing_is_lost(mark, display: str, tmp_path: Path) -> None:
+@pytest.mark.display
+def test_a_person_plays_doom_and_nothing_is_lost(display: str, tmp_path: Path) -> None:
     out = tmp_path / "x.zarr"
     person = Person(display, out)
     try:

@@ -131,6 +131,18 @@ def test_same_episode_twice_is_kept_once(store: Path) -> None:
     assert leftovers(store) == []
 
 
+def test_a_writer_keeps_its_place_when_the_process_changes_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    writer = EpisodeWriter("x.zarr", SPEC)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    writer.write(make_episode(1))
+    assert len(EpisodeStore(tmp_path / "x.zarr")) == 1
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_store_can_be_sent_to_another_process(store: Path) -> None:
     opened = EpisodeStore(store)
     opened.read(opened.ids[0])

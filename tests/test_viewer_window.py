@@ -2,8 +2,6 @@
 
 import json
 import os
-import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +11,7 @@ from pathlib import Path
 import pytest
 
 TOY = Path(__file__).with_name("viewer_toy.py")
-MISSING = [tool for tool in ("Xvfb", "xdotool") if not shutil.which(tool)]
-
-pytestmark = [
-    pytest.mark.display,
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {' and '.join(MISSING)}"),
-]
+pytestmark = pytest.mark.display
 
 
 def until(condition, timeout_s=20.0):
@@ -27,22 +20,6 @@ def until(condition, timeout_s=20.0):
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
     return value
-
-
-@pytest.fixture(scope="module")
-def display():
-    """A screen of its own, on a number that the server finds free itself."""
-    read, write = os.pipe()
-    command = ["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x1024x24", "-nolisten", "tcp"]
-    server = subprocess.Popen(command, pass_fds=(write,), stderr=subprocess.DEVNULL)
-    os.close(write)
-    try:
-        assert select.select([read], [], [], 30)[0], "Xvfb does not start"
-        yield f":{os.read(read, 16).decode().strip()}"
-    finally:
-        os.close(read)
-        server.terminate()
-        server.wait(10)
 
 
 class Player:
