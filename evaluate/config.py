@@ -24,5 +24,5 @@ class EvalConfig:
     device: str = "auto"
     dtype: str = "auto"
     denoise_steps: int = 2
-    guidance: float = 1.75
+    guidance: float = 2.0
     seed: int = 0

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from worldmodel.actions import ActionRow, ActionTable
+from worldmodel.actions import Action, ActionRow, ActionTable
 from worldmodel.checkpoint import Checkpoint
-from worldmodel.dream import Dream
+from worldmodel.dream import STILL_GUIDANCE, Dream
 from worldmodel.encoders.rae import RAE, RAEConfig
 from worldmodel.errors import UserError
 from worldmodel.sequence import Frame, Text, attention_mask, pack
@@ -150,6 +150,19 @@ def test_guidance_changes_the_frame_only_with_words():
     assert np.array_equal(plain.step(None).frame, led.step(None).frame)
     action = TABLE.press(["a"])
     assert not np.array_equal(plain.step(action).frame, led.step(action).frame)
+
+
+def test_standing_still_is_guided_less():
+    """More than `STILL_GUIDANCE` would dissolve the view, step after step."""
+    led, most = make_dream(guidance=3.0), make_dream(guidance=STILL_GUIDANCE)
+    assert np.array_equal(led.step(Action()).frame, most.step(Action()).frame)
+    plain, mixed = make_dream(), make_dream(guidance=3.0).fork(2)
+    still, moved = Dream.batch_step(mixed, [Action(), TABLE.press(["a"])])  # row by row
+    assert np.abs(still.frame.astype(int) - led.rewind(0).frame).max() <= 1
+    assert not np.array_equal(moved.frame, plain.step(TABLE.press(["a"])).frame)
+    led.say("turn left")
+    most.say("turn left")
+    assert not np.array_equal(led.step(Action()).frame, most.step(Action()).frame)
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\x00\x07", "x" * 10_000, "word " * 300])

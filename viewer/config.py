@@ -14,7 +14,7 @@ class PlayConfig:
     device: str = "auto"
     dtype: str = "auto"
     denoise_steps: int = 2
-    guidance: float = 1.75
+    guidance: float = 2.0
     seed: int = 0
     start: int = 0
     fps: float = 12.0

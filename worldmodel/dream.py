@@ -23,6 +23,9 @@ from worldmodel.world import Step, WorldSpec
 
 MAX_INSTRUCTION_TOKENS = 48
 MAX_HISTORY = 2048
+STILL_GUIDANCE = 1.4
+"""Most guidance of a step that stands still. The view is fed back unchanged then, and more would
+raise its contrast step after step, until after some 50 it is noise (docs/models.md)."""
 
 
 class Dream:
@@ -30,7 +33,7 @@ class Dream:
 
     Attributes:
         denoise_steps: network passes a frame; 1, 2 or 4 are trained for, more is slower.
-        guidance: strength of action text and instruction, 1 for plain.
+        guidance: strength of action text and instruction, 1 for plain; see `STILL_GUIDANCE`.
     """
 
     def __init__(
@@ -190,7 +193,10 @@ class Dream:
             ids,
             noise,
             denoise_steps=first.denoise_steps,
-            guidance=first.guidance,
+            guidance=[
+                _strength(first.guidance, d.instruction, a)
+                for d, a in zip(dreams, actions, strict=True)
+            ],
         )
         latents = torch.stack([s.latent for s in streams if s.latent is not None])
         steps = []
@@ -277,3 +283,9 @@ class Dream:
                 f"{len(frames)} frames need {len(frames) - 1} actions between, got {len(actions)}."
             )
         return frames, [table.text(action) for action in actions]
+
+
+def _strength(guidance: float, instruction: str, action: Action | None) -> float:
+    """Return the guidance of one step."""
+    still = not instruction and (action is None or action.idle)
+    return min(guidance, STILL_GUIDANCE) if still else guidance

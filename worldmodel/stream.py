@@ -10,7 +10,7 @@ few passes that leave no trace, and brought to where the encoder's latents are, 
 then the finished frame and `<eoi>` go in.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -94,7 +94,7 @@ class Engine:
         noise: torch.Tensor,
         given: torch.Tensor | None = None,
         denoise_steps: int = 2,
-        guidance: float = 1.0,
+        guidance: Sequence[float] = (),
     ) -> list[Stream]:
         """Add one frame to each of B streams: imagine it, or take it from `given`.
 
@@ -104,21 +104,19 @@ class Engine:
             noise: [2, B, N, C]: to denoise from, and to show the finished frame with.
             given: [B, N, C] frames to take instead of imagining.
             denoise_steps: network passes a frame.
-            guidance: 1 for none; w > 1 moves w times as far from the prediction without
-                action text and instruction as the prediction with them is.
+            guidance: of each stream, 1 or nothing for none; w > 1 moves w times as far from the
+                prediction without action text and instruction as the prediction with them is.
         """
         bos = [() if s.step else (BOS,) for s in streams]
         words = [
             [*b, *s.pending, *text, BOI] for b, s, text in zip(bos, streams, texts, strict=True)
         ]
-        rows, read = list(streams), words
-        guided = given is None and guidance != 1.0
-        if guided:  # each stream once more without words, as one batch
-            rows = [*rows, *map(_unled, rows)]
-            read = [*words, *([*b, BOI] for b in bos)]
-        passes = Pass(self, rows, read)
+        weights = {i: w for i, w in enumerate(guidance) if w != 1.0 and given is None}
+        # Guided streams come once more without words, in the same batch.
+        rows = [*streams, *(_unled(streams[i]) for i in weights)]
+        passes = Pass(self, rows, [*words, *([*bos[i], BOI] for i in weights)])
         if given is None:
-            predict = _guided(passes.predict, guidance) if guided else passes.predict
+            predict = _guided(passes.predict, weights) if weights else passes.predict
             drawn = sample(predict, noise[0], denoise_steps, self.core.config.strides)
             given = self.core.merge(self.encoder.project(self.core.split(drawn)))
         passes.keep(len(streams))
@@ -286,16 +284,20 @@ def _positions(
     )
 
 
-def _guided(both: Predict, weight: float) -> Predict:
-    """Predictions `weight` times as far from those without words as those with words are.
+def _guided(run: Predict, weights: Mapping[int, float]) -> Predict:
+    """Move some rows' predictions, by row `weight` times as far from those without words.
 
-    `both` predicts a batch of rows with words, then the same rows without.
+    `run` predicts a batch of all rows with words, then the chosen rows once more without.
     """
+    chosen = list(weights)
 
     def predict(z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
-        found = both(z.repeat(2, 1, 1), t.repeat(2), stride.repeat(2))
-        led, free = found.chunk(2)
-        return free + weight * (led - free)
+        found = run(*(torch.cat([x, x[chosen]]) for x in (z, t, stride)))
+        led, free = found[: len(z)], found[len(z) :]
+        weight = torch.tensor(list(weights.values()), device=z.device).view(-1, 1, 1)
+        return led.index_copy(
+            0, torch.tensor(chosen, device=z.device), free + weight * (led[chosen] - free)
+        )
 
     return predict
 
