@@ -178,3 +178,17 @@ def test_one_step_gives_the_mean_and_more_steps_the_distribution():
     assert spreads[0] < 0.05
     assert spreads[0] < spreads[1] < spreads[2]
     assert spreads[2] == pytest.approx(math.sqrt(1 + 0.1**2), abs=0.03)
+
+
+def test_weightings_of_the_loss():
+    x, z, noise = torch.randn(3, 5, 4, 6)
+    t = torch.tensor([0.0, 0.3, 0.6, 0.9, 0.99])
+    noised = mix(z, noise, t)
+    share = (1 - t).view(-1, 1, 1)
+    velocity = ((x - noised) / share - (z - noise)).square().mean(dim=(1, 2))
+    assert torch.allclose(flow_loss(x, z, t, floor=0.0), velocity, rtol=1e-3)
+    plain = (x - z).square().mean(dim=(1, 2))
+    assert torch.equal(flow_loss(x, z, t, "clean"), plain)
+    assert torch.allclose(
+        flow_loss(x, z, t, "ramp"), plain * torch.tensor([0.1, 0.37, 0.64, 0.91, 0.991])
+    )

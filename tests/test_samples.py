@@ -226,7 +226,7 @@ def test_a_trimmed_document_fits_and_ends_with_a_frame_or_plain_text(tokenizer, 
     cells = GRID[0] * GRID[1]
     cut = 0
     for document in draws(make(tokenizer), 300):
-        kept = trim(document, cells, length)
+        kept = trim(document, lambda d: count_tokens(d, cells), length)
         assert list(document[: len(kept)]) == list(kept)
         assert (
             count_tokens(kept, cells) == len(lay_out(kept, GRID, WINDOW).columns["ids"]) <= length

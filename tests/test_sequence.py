@@ -166,7 +166,7 @@ def test_positions_tell_time_and_place(batch):
     position = batch.position[row, columns]
     assert [t.place for t in tokens] == position[:, 0].tolist()
     cells = [i for i, t in enumerate(tokens) if t.copy]
-    assert position[cells, 2:].tolist() == [[0, 0], [0, 1]] * (len(cells) // 2)
+    assert position[cells, 2:4].tolist() == [[0, 0], [0, 1]] * (len(cells) // 2)
     assert position[:, 1].tolist() == batch.step[row, columns].tolist()
 
 

@@ -55,6 +55,10 @@ def forward(core: Core, documents, latents: torch.Tensor, length: int = 80, nois
     return run(core, batch, attention_mask(batch), shown, level, stride), batch
 
 
+def draw(core: Core, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    return core.draw(hidden, before, torch.zeros_like(before), torch.zeros(len(before)))
+
+
 def latents_of(core: Core, count: int = 6) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     shape = (count, core.config.frame_tokens, core.config.channels)
@@ -103,7 +107,7 @@ def test_the_three_kinds_have_equal_active_parameters():
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="dense, modality or moe"):
+    with pytest.raises(ValueError, match=r"model\.ffn='mixture' is unknown"):
         make("mixture")
 
 
@@ -187,7 +191,8 @@ def test_a_new_core_draws_nothing_and_says_everything_alike():
     config = CoreConfig(vocab=50, motion=-1, width=32, depth=1, heads=2, kv_heads=1, hidden=32)
     core = Core(config)
     hidden = torch.randn(4, 16, 32)
-    assert core.draw(hidden, torch.randn(4, 16, config.channels)).abs().max() == 0
+    before, noised = torch.randn(2, 4, 16, config.channels)
+    assert core.draw(hidden, before, noised, torch.rand(4)).abs().max() == 0
     assert core.say(hidden).abs().max() == 0
 
 
@@ -202,7 +207,7 @@ def test_a_frame_can_be_moved_by_two_latents_at_most(merge):
         bias = core.motion.gate.bias.detach().view(-1, 26)
         bias.zero_()
         bias[:, min(24, (2 - down) * 5 + 2 - right if there else 24)] = 50.0
-        drawn = core.split(core.draw(hidden, core.merge(before))).view(1, 8, 8, 32)
+        drawn = core.split(draw(core, hidden, core.merge(before))).view(1, 8, 8, 32)
         inner = (slice(None), slice(3, 5), slice(3, 5))
         assert torch.allclose(drawn[inner], moved[inner], atol=1e-4) == there
 

@@ -37,6 +37,8 @@ class Mixture:
         forms: shares of the surface forms of actions: metric, keys, phrase.
         mixed_forms: share of clips whose steps each draw a form of their own.
         drop_action: share of steps whose action text is left out, for guidance.
+        drop_caption: share of the captions that are left out before a frame, for guidance
+            (10 % in arXiv 2603.03276).
         schedule: pairs of a training step and the shares from there on, as {kind: share}; kinds
             left out keep the share above. Between two steps the shares go over evenly.
     """
@@ -54,6 +56,7 @@ class Mixture:
     forms: tuple[float, float, float] = (0.1, 0.75, 0.15)
     mixed_forms: float = 0.2
     drop_action: float = 0.08
+    drop_caption: float = 0.1
     schedule: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
@@ -185,6 +188,8 @@ class Sampler:
         text = self.encode(f"caption: {note.text}")
         if name == "caption":
             return [Frame(frame, target=False), Text((*text, EOS))]
+        if rng.random() < self.mixture.drop_caption:
+            return [Frame(frame)]
         return [Text(text), Frame(frame)]
 
     def _video(self, actions: bool, rng: np.random.Generator) -> Document:

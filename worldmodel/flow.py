@@ -1,17 +1,19 @@
 """Flow matching on latents: signal levels, the training target, few-step sampling.
 
-Convention: t = 1 is clean, t = 0 is noise, z_t = (1 - t) * noise + t * z. The network predicts
-the clean latent x (x-prediction) and the loss is taken in velocity space, v = (x - z_t) / (1 - t),
-with 1 - t floored (JiT, arXiv 2511.13720). The network is told its step size d as well and
-learns that one step of d equals two steps of d / 2 (shortcut forcing, Dreamer 4, arXiv
-2509.24527), so that a frame takes 1, 2 or 4 steps.
+Convention: t = 1 is clean, t = 0 is noise, z_t = (1 - t) * noise + t * z. The network's output is
+brought to the clean latent x, whatever it predicts, and the loss is taken in velocity space,
+v = (x - z_t) / (1 - t), with 1 - t floored (JiT, arXiv 2511.13720). The network is told its step
+size d as well and learns that one step of d equals two steps of d / 2 (shortcut forcing, Dreamer
+4, arXiv 2509.24527), so that a frame takes 1, 2 or 4 steps.
 """
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 
+WEIGHTINGS = ("velocity", "clean", "ramp")
 FLOOR = 0.5
 """Least 1 - t in the loss. With a lower floor most of the loss is cleaning up frames that are
 nearly clean, where the past and the action hardly matter."""
@@ -41,10 +43,22 @@ def advance(z: torch.Tensor, x: torch.Tensor, t: torch.Tensor, d: torch.Tensor) 
     return z + (x - z) * share
 
 
-def flow_loss(x: torch.Tensor, target: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Velocity-space loss [F] of predicted x against the clean target, both [F, N, C]."""
+def flow_loss(
+    x: torch.Tensor,
+    target: torch.Tensor,
+    t: torch.Tensor,
+    weighting: str = "velocity",
+    floor: float = FLOOR,
+) -> torch.Tensor:
+    """Loss [F] of predicted clean latents x against the target, both [F, N, C], at levels t [F].
+
+    The mean squared error, times a weight: 'velocity' 1 / max(1 - t, floor)^2, which with floor 0
+    is the error of the velocity (arXiv 2603.03276); 'clean' 1; 'ramp' 0.9 t + 0.1 (Dreamer 4).
+    """
     error = (x.float() - target.float()).square().mean(dim=(1, 2))
-    return error / (1 - t).clamp(min=FLOOR).square()
+    if weighting == "velocity":
+        return error / (1 - t).clamp(min=max(floor, 1e-3)).square()
+    return error if weighting == "clean" else error * (0.9 * t + 0.1)
 
 
 def draw_levels(
@@ -85,17 +99,21 @@ def shortcut_target(
     return z.float() + (1 - t).view(-1, 1, 1) * velocity
 
 
-def sample(predict: Predict, noise: torch.Tensor, steps: int, strides: int) -> torch.Tensor:
-    """Denoise `noise` [F, N, C] in `steps` equal Euler steps; returns clean latents.
+def sample(
+    predict: Predict, noise: torch.Tensor, steps: int, strides: int, shift: float = 1.0
+) -> torch.Tensor:
+    """Denoise `noise` [F, N, C] in `steps` Euler steps; returns clean latents.
 
-    Steps of a learned size (1, 2, 4, ...) use it; any other number runs as plain flow.
+    Equal steps of a learned size (1, 2, 4, ...) use it; any others run as plain flow. A `shift`
+    above 1 makes steps smaller near noise, as `shift_level` does with levels (RAE takes
+    sqrt(N * C / 4096)); 1 makes them equal.
     """
-    learned = math.log2(steps)
-    index = int(learned) if learned.is_integer() and learned < strides - 1 else strides - 1
+    learned = math.log2(steps) if shift == 1 else -1.0
+    index = int(learned) if learned in range(strides - 1) else strides - 1
     stride = torch.full((len(noise),), index, device=noise.device)
-    d = torch.full((len(noise),), 1.0 / steps, device=noise.device)
+    levels = shift_level(torch.linspace(0, 1, steps + 1, device=noise.device), 0, shift)
     z = noise
-    for i in range(steps):
-        t = torch.full((len(noise),), i / steps, device=noise.device)
+    for level, following in pairwise(levels):
+        t, d = level.expand(len(noise)), (following - level).expand(len(noise))
         z = advance(z, predict(z, t, stride), t, d)
     return z

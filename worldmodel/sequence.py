@@ -3,18 +3,23 @@
 A document is a list of spans. A frame stands between `<boi>` and `<eoi>`. For training, a frame
 can also have a *target*: a noised copy at the same place in the stream, which sees what the
 frame sees (everything earlier, and itself) and is seen by nobody else. So every frame is
-learned under the very conditions of a rollout: clean past, noisy present.
+learned under the very conditions of a rollout: clean past, noisy present. Laid out `in_place`,
+there are no copies, as in the paper: a frame is its own target, and what is later sees it noised.
 
 Shapes: R rows, L tokens a row, F frame copies (contexts and targets), N tokens a frame.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from worldmodel.text import BOI, BOS, EOI, PAD
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 FOREVER = 1 << 30
 
@@ -54,15 +59,16 @@ class Batch:
         doc: int64 [R, L] document of each token, -1 for padding.
         order: int64 [R, L] place in the document's stream; all tokens of a frame share one.
         copy: int64 [R, L] frame copy of each token, -1 for text.
-        target: bool [R, L], True at tokens of targets.
+        target: bool [R, L], True at tokens of targets that stand beside their frame.
         step: int64 [R, L] how many frames came before.
         expire: int64 [R, L] the first step that no longer sees the token.
-        position: int64 [R, L, 4] rotary positions: place in the text, step, row, column.
+        position: int64 [R, L, 5] rotary positions: order (a frame counts as one), step, row,
+            column; and place, which counts every token of a frame (targets: as their frame).
         next_id: int64 [R, L] the text token that follows in the stream, -1 for none.
         visual: int64 [F * N] flat places (row * L + column) of the tokens of all copies.
         source: int64 [F] which latent a copy shows.
         before: int64 [F] the context copy of the frame before, -1 for a document's first.
-        is_target: bool [F].
+        is_target: bool [F], whether the copy is to be learned.
         kind: int64 [F] and text_kind: int64 [R, L]: sample kind of each, for logging.
     """
 
@@ -131,17 +137,48 @@ class Batch:
 
 
 def attention_mask(batch: Batch) -> torch.Tensor:
-    """Return bool [R, L, L], True where query may see key.
+    """Return bool [R, L, L], True where query may see key, see `_sees`."""
+    table = {name: getattr(batch, name) for name in _RULED}
+    return _sees(
+        {name: column.unsqueeze(2) for name, column in table.items()},
+        {name: column.unsqueeze(1) for name, column in table.items()},
+    )
+
+
+def block_mask(batch: Batch) -> "BlockMask":
+    """Return the same as blocks for FlexAttention, which skips those that nobody sees."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    table = {name: getattr(batch, name) for name in _RULED}
+
+    def rule(row, head, query, key):  # type: ignore[no-untyped-def]
+        del head
+        return _sees(
+            {name: column[row, query] for name, column in table.items()},
+            {name: column[row, key] for name, column in table.items()},
+        )
+
+    rows, length = batch.ids.shape
+    return create_block_mask(rule, rows, None, length, length, device=batch.ids.device.type)
+
+
+def visibility(batch: Batch) -> "torch.Tensor | BlockMask":
+    """Who sees whom, in the form that is fast on the batch's device."""
+    return block_mask(batch) if batch.ids.is_cuda else attention_mask(batch)
+
+
+_RULED = ("doc", "order", "copy", "target", "step", "expire")
+
+
+def _sees(q: dict[str, torch.Tensor], k: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The rule, for queries and keys given by their columns of a batch.
 
     A token sees its own document's earlier tokens that have not expired, and the whole of its
     own frame copy; of targets, only its own. Padding sees itself, so that no row is empty.
     """
-    q = {f: getattr(batch, f).unsqueeze(2) for f in ("doc", "order", "copy", "step")}
-    k = {f: getattr(batch, f).unsqueeze(1) for f in ("doc", "order", "copy", "target", "expire")}
     own = (q["order"] == k["order"]) & (q["copy"] == k["copy"])
     earlier = (k["order"] < q["order"]) & ~k["target"] & (q["step"] < k["expire"])
-    same = q["doc"] == k["doc"]
-    return same & (own | earlier)
+    return (q["doc"] == k["doc"]) & (own | earlier)
 
 
 @dataclass
@@ -152,38 +189,42 @@ class _Tokens:
     copies: list[tuple[int, int, bool, int]]  # (first column, latent, is target, copy before)
 
 
-def lay_out(document: Document, grid: tuple[int, int], window: int) -> _Tokens:
+def lay_out(
+    document: Document, grid: tuple[int, int], window: int, in_place: bool = False
+) -> _Tokens:
     """Return the columns of one document.
 
     Args:
         document: its spans; `<bos>`, `<boi>`, `<eoi>` are added here.
         grid: rows and columns of a frame's tokens.
         window: how many earlier frames a frame sees.
+        in_place: a frame is its own target; there are no copies.
     """
-    names = ("ids", "order", "copy", "step", "expire", "time", "row", "column", "next_id")
+    names = ("ids", "order", "copy", "step", "expire", "time", "row", "column", "place", "next_id")
     columns: dict[str, list[int]] = {name: [] for name in names}
     copies: list[tuple[int, int, bool, int]] = []
-    targets: list[tuple[int, int, int, int]] = []  # latent, order, step, time
+    beside: list[tuple[int, int, int, int, int]] = []  # latent, order, step, time, place
     instruction: list[int] = []
-    order = step = time = 0
+    order = step = time = place = 0
 
     def put(token: int, expire: int) -> None:
-        nonlocal order, time
-        values = (token, order, -1, step, expire, time, 0, 0, -1)
+        nonlocal order, time, place
+        values = (token, order, -1, step, expire, time, 0, 0, place, -1)
         for name, value in zip(names, values, strict=True):
             columns[name].append(value)
         order += 1
         time += 1
+        place += 1
 
-    def put_frame(latent: int, place: tuple[int, int, int], target: bool) -> None:
-        at_order, at_step, at_time = place
+    def put_frame(latent: int, at: tuple[int, int, int, int], target: bool) -> None:
+        at_order, at_step, at_time, at_place = at
         number = len(copies)  # contexts come first, in order: the copy before is step - 1
         copies.append((len(columns["ids"]), latent, target, at_step - 1))
-        for row in range(grid[0]):
-            for column in range(grid[1]):
-                values = (PAD, at_order, number, at_step, at_step + window + 1, at_time)
-                for name, value in zip(names, (*values, row, column, -1), strict=True):
-                    columns[name].append(value)
+        for cell in range(grid[0] * grid[1]):
+            values = (PAD, at_order, number, at_step, at_step + window + 1, at_time)
+            values += (*divmod(cell, grid[1]), at_place + cell, -1)
+            for name, value in zip(names, values, strict=True):
+                columns[name].append(value)
 
     put(BOS, FOREVER)
     for span in document:
@@ -199,15 +240,16 @@ def lay_out(document: Document, grid: tuple[int, int], window: int) -> _Tokens:
         else:
             columns["next_id"][-1] = BOI
             put(BOI, step + window + 1)
-            put_frame(span.latent, (order, step, time), target=False)
-            if span.target:
-                targets.append((span.latent, order, step, time))
+            put_frame(span.latent, (order, step, time, place), target=span.target and in_place)
+            if span.target and not in_place:
+                beside.append((span.latent, order, step, time, place))
             order += 1
             time += 1
+            place += grid[0] * grid[1]
             put(EOI, step + window + 1)
             step += 1
-    for latent, *place in targets:
-        put_frame(latent, (place[0], place[1], place[2]), target=True)
+    for latent, *at in beside:
+        put_frame(latent, (at[0], at[1], at[2], at[3]), target=True)
     return _Tokens(columns, copies)
 
 
@@ -217,13 +259,16 @@ def pack(
     grid: tuple[int, int],
     window: int,
     length: int,
+    in_place: bool = False,
 ) -> Batch:
     """Pack documents into rows of `length` tokens, first fit, and return them as a batch.
+
+    `in_place` as in `lay_out`.
 
     Raises:
         ValueError: a document is longer than `length`.
     """
-    laid = [lay_out(document, grid, window) for document in documents]
+    laid = [lay_out(document, grid, window, in_place) for document in documents]
     rows: list[list[int]] = []
     used: list[int] = []
     for number, tokens in enumerate(laid):
@@ -240,7 +285,8 @@ def pack(
 
     shape = (len(rows), length)
     empty = {"ids": PAD, "doc": -1, "copy": -1, "next_id": -1}
-    names = ("ids", "doc", "order", "copy", "step", "expire", "time", "row", "column", "next_id")
+    names = ("ids", "doc", "order", "copy", "step", "expire", "next_id")
+    names += ("time", "row", "column", "place")
     table = {name: np.full(shape, empty.get(name, 0), np.int64) for name in names}
     table["text_kind"] = np.full(shape, -1, np.int64)
     table["order"][:] = np.arange(length)  # padding: every token has its own place
@@ -263,14 +309,14 @@ def pack(
             for first, latent, aims, previous in tokens.copies:
                 places = np.arange(at + first, at + first + cells)
                 visual.append(r * length + places)
-                target[r, places] = aims
+                target[r, places] = aims and not in_place
                 source.append(latent)
                 before.append(first_copy + previous if previous >= 0 else -1)
                 is_target.append(aims)
                 copy_kind.append(kinds[number])
             at += size
-    axes = (table.pop("time"), table["step"], table.pop("row"), table.pop("column"))
-    position = np.stack(axes, axis=-1)
+    time, row, column, place = (table.pop(name) for name in ("time", "row", "column", "place"))
+    position = np.stack([time, table["step"], row, column, place], axis=-1)
     tensors = {name: torch.from_numpy(values) for name, values in table.items()}
     return Batch(
         **tensors,

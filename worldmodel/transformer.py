@@ -3,22 +3,38 @@
 Llama-like blocks with grouped-query attention, QK-norm, rotary positions over (order, step, row,
 column), and the feed-forward of `worldmodel.moe`. Text goes in by an embedding table and out by
 logits; a frame token goes in by one linear layer from its (noised) latent and out by one linear
-layer to the clean latent (x-prediction). Everything that makes it causal is in the mask.
+layer, read as the clean latent (x-prediction) or the velocity towards it (v-prediction).
+Everything that makes it causal is in the mask.
 
-Motion is local: most of a frame is the last frame, moved. So a frame token also sees the last
-frame's latents around its place, and its prediction is what it draws plus a mixture of them
-(`Motion`; docs/decisions/0006).
+Motion is local: most of a frame is the last frame, moved. So a frame token can also see the last
+frame's latents around its place and move them (`worldmodel.motion`; docs/decisions/0006). The
+choices that the paper compares are values of `CoreConfig`; docs/model.md has their equations.
 
 Shapes: B rows, L tokens, D width, N tokens a frame, C latent channels a token.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from worldmodel.moe import VISION, FeedForward
+from worldmodel.errors import UserError, suggest
+from worldmodel.moe import SHARED, VISION, FeedForward
+from worldmodel.motion import Motion, join_cells, split_cells
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+CHOICES = {
+    "ffn": ("dense", "modality", "moe"),
+    "shared": tuple(SHARED),
+    "prediction": ("x", "v"),
+    "positions": ("sharp", "2d", "1d"),
+}
 
 
 @dataclass(frozen=True)
@@ -35,9 +51,16 @@ class CoreConfig:
         width, depth, heads, kv_heads: of the transformer.
         ffn: 'dense', 'modality' or 'moe'.
         hidden: hidden size of the feed-forward that a token runs in all (active).
-        granularity: 'moe' splits it into this many experts of hidden / granularity, one of
-            them shared per modality, the others routed.
+        granularity: 'moe' splits it into this many experts of hidden / granularity: one that
+            is shared, unless `shared` is 'none', and the others routed. With hidden = 4 * width
+            it is the paper's G.
         experts: number of routed experts.
+        shared: which tokens share the expert that always runs: 'none' has no such expert,
+            'global' one for all tokens, 'modality' one for text and one for frames.
+        prediction: what the network's output is: 'x' the clean latent, 'v' the velocity.
+        positions: 'sharp' and '2d' turn by (order, step, row, column), with evenly spaced or
+            geometric frequencies; '1d' by the place in the flat stream, as in Llama.
+        qk_norm: normalise queries and keys.
         window: how many earlier frames a frame sees.
         strides: number of step sizes 1, 1/2, 1/4, ... that few-step sampling knows.
     """
@@ -57,6 +80,57 @@ class CoreConfig:
     experts: int = 12
     window: int = 6
     strides: int = 4
+    shared: str = "modality"
+    prediction: str = "x"
+    positions: str = "sharp"
+    qk_norm: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built.
+
+        Raises:
+            UserError: names both values that do not go together.
+        """
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"model.{name}={value!r} is unknown.{suggest(str(value), known)}")
+        sizes = ("vocab", "latent_channels", "merge", "width", "depth", "heads", "kv_heads")
+        for name in (*sizes, "hidden", "granularity", "window", "strides"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1.")
+        self._divide("width", "heads")
+        self._divide("heads", "kv_heads")
+        if self.width // self.heads % 8:
+            raise UserError(
+                f"model.width={self.width} over model.heads={self.heads} gives heads of "
+                f"{self.width // self.heads} channels; rotary positions need a multiple of 8."
+            )
+        for side in self.latent_grid:
+            if side % self.merge:
+                raise UserError(
+                    f"model.merge={self.merge} does not divide the encoder's grid "
+                    f"{self.latent_grid[0]}x{self.latent_grid[1]}; take 1, or a divisor of both."
+                )
+        if self.motion >= 0 and self.prediction != "x":
+            raise UserError(
+                f"model.prediction={self.prediction} cannot move the last frame's latents; set "
+                f"model.motion=-1 (now {self.motion}) or model.prediction=x."
+            )
+        if self.ffn == "moe":
+            self._divide("hidden", "granularity")
+            chosen = self.feed_forward["top_k"]
+            if not 1 <= chosen <= self.experts:
+                raise UserError(
+                    f"model.granularity={self.granularity} with shared={self.shared} lets a token "
+                    f"run {chosen} routed experts, but model.experts={self.experts}; it must be "
+                    "1 to as many as there are."
+                )
+
+    def _divide(self, whole: str, part: str) -> None:
+        a, b = getattr(self, whole), getattr(self, part)
+        if a % b:
+            raise UserError(f"model.{part}={b} does not divide model.{whole}={a}.")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -80,11 +154,9 @@ class CoreConfig:
             return {
                 "hidden": self.hidden // self.granularity,
                 "experts": self.experts,
-                "top_k": self.granularity - 1,
-                "shared": 2,
+                "top_k": self.granularity - (self.shared != "none"),
+                "shared": SHARED[self.shared],
             }
-        if self.ffn not in ("dense", "modality"):
-            raise ValueError(f"ffn must be dense, modality or moe, not {self.ffn!r}")
         shared = 1 if self.ffn == "dense" else 2
         return {"hidden": self.hidden, "experts": 0, "top_k": 0, "shared": shared}
 
@@ -122,11 +194,16 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, gain: float = 1.0) -> None:
         super().__init__()
+        self.gain = gain
         self.weight = nn.Parameter(torch.full((width,), gain))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last axis."""
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), 1e-6)
+
+
+# Up to this many queries, at play, PyTorch's fused attention is faster on any device.
+_MANY_QUERIES = 128
 
 
 class Attention(nn.Module):
@@ -142,18 +219,18 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.width, config.kv_heads * head, bias=False)
         self.out = nn.Linear(config.heads * head, config.width, bias=False)
         # A gain above 1, so that attention can be sharp over hundreds of tokens early on.
-        self.q_norm = RMSNorm(head, gain=1.5)
-        self.k_norm = RMSNorm(head, gain=1.5)
+        self.q_norm = RMSNorm(head, gain=1.5) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(head, gain=1.5) if config.qk_norm else nn.Identity()
 
     def forward(
         self,
         x: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor,
+        mask: "torch.Tensor | BlockMask",
         cache: KVCache | None,
         layer: int,
     ) -> torch.Tensor:
-        """Tokens [B, L, D] to tokens [B, L, D]; mask bool [B, 1, L, keys]."""
+        """Tokens [B, L, D] to tokens [B, L, D]; mask bool [B, 1, L, keys], or blocks."""
         q = self.q(x).unflatten(-1, (self.heads, -1))
         k = self.k(x).unflatten(-1, (self.kv_heads, -1))
         v = self.v(x).unflatten(-1, (self.kv_heads, -1)).transpose(1, 2)
@@ -161,10 +238,35 @@ class Attention(nn.Module):
         k = rotate(self.k_norm(k.float()), rotary).transpose(1, 2).to(v.dtype)
         if cache is not None:
             k, v = cache.write(layer, k, v)
-        groups = self.heads // self.kv_heads
-        k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        shared = self.kv_heads < self.heads
+        if not isinstance(mask, torch.Tensor):
+            mixed = _flex_attention(q.is_cuda)(q, k, v, block_mask=mask, enable_gqa=shared)
+        elif q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] > _MANY_QUERIES:
+            mixed = _attend(q, k, v, mask)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Attention in plain products, [B, heads, L, head]; `mask` as in `Attention.forward`.
+
+    On a CPU, PyTorch's fused attention multiplies bfloat16 in float32. With many queries these
+    products are more than twice as fast, forward and backward (benchmarks/train_speed.py).
+    """
+    queries = q.unflatten(1, (k.shape[1], -1)) * q.shape[-1] ** -0.5  # [B, kv_heads, groups, ...]
+    scores = queries @ k.unsqueeze(2).mT
+    bias = torch.zeros(mask.shape, dtype=scores.dtype).masked_fill_(~mask, -torch.inf)
+    shares = scores.add_(bias.unsqueeze(1)).softmax(-1)  # adding is faster than filling
+    return (shares @ v.unsqueeze(2)).flatten(1, 2)
+
+
+@cache
+def _flex_attention(compiled: bool) -> Callable[..., Any]:
+    """FlexAttention; only compiled does it skip blocks (on CPU it is there to be compared)."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention) if compiled else flex_attention
 
 
 class Block(nn.Module):
@@ -182,7 +284,7 @@ class Block(nn.Module):
         x: torch.Tensor,
         modality: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor,
+        mask: "torch.Tensor | BlockMask",
         cache: KVCache | None,
         layer: int,
     ) -> torch.Tensor:
@@ -190,60 +292,6 @@ class Block(nn.Module):
         x = x + self.attention(self.norm1(x), rotary, mask, cache, layer)
         tokens = self.norm2(x).flatten(0, 1)
         return x + self.feed_forward(tokens, modality.flatten()).view_as(x)
-
-
-class Motion(nn.Module):
-    """What a frame token knows of the last frame: the latents around its place.
-
-    A token reads its neighbourhood of (m + 2 r)^2 latents, for m = merge and r = motion, by one
-    linear layer. For each of the m^2 latents that it predicts, it can move one of the (2 r + 1)^2
-    latents around that place there, or a mixture, or nothing (a softmax, so that rollouts
-    stay bounded). After the predicted kernels of video prediction (Finn et al. 2016, arXiv
-    1605.07157) and the stacked past frames of DIAMOND (arXiv 2405.12399).
-    """
-
-    def __init__(self, config: CoreConfig) -> None:
-        super().__init__()
-        self.config = config
-        r, m = config.motion, config.merge
-        self.choices = (2 * r + 1) ** 2 + 1
-        self.read = nn.Linear((m + 2 * r) ** 2 * config.latent_channels, config.width, bias=False)
-        self.gate = nn.Linear(config.width, m * m * self.choices)
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Move nothing anywhere at first: the latent at the same place counts most."""
-        nn.init.zeros_(self.gate.weight)
-        bias = self.gate.bias.view(-1, self.choices)
-        bias.zero_()
-        bias[:, (self.choices - 1) // 2] = 2.0
-
-    def see(self, before: torch.Tensor) -> torch.Tensor:
-        """Last frames' latents [F, N, C] to what their neighbourhoods add to tokens [F, N, D]."""
-        m, r = self.config.merge, self.config.motion
-        windows = self._padded(before).unfold(1, m + 2 * r, m).unfold(2, m + 2 * r, m)
-        windows = windows.permute(0, 1, 2, 4, 5, 3)  # [F, rows, columns, m + 2 r, m + 2 r, c]
-        return self.read(windows.flatten(3).flatten(1, 2))
-
-    def move(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-        """Hidden [F, N, D] and last frames' latents [F, N, C] to moved latents [F, N, C]."""
-        config = self.config
-        gates = self.gate(hidden).unflatten(-1, (-1, self.choices)).softmax(-1)
-        gates = split_cells(config, gates.flatten(2)).unflatten(1, config.latent_grid)
-        padded, moved = self._padded(before), 0
-        rows, columns = config.latent_grid
-        for choice in range(self.choices - 1):  # slices: many times faster here than F.unfold
-            down, right = divmod(choice, 2 * config.motion + 1)
-            part = padded[:, down : down + rows, right : right + columns]
-            moved = moved + gates[..., choice : choice + 1] * part
-        assert isinstance(moved, torch.Tensor)
-        return join_cells(config, moved.flatten(1, 2))
-
-    def _padded(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Latents on their grid with a border, [F, rows + 2 r, columns + 2 r, c]: edges go on."""
-        cells = split_cells(self.config, tokens).unflatten(1, self.config.latent_grid)
-        cells = F.pad(cells.permute(0, 3, 1, 2), (self.config.motion,) * 4, mode="replicate")
-        return cells.permute(0, 2, 3, 1).contiguous()
 
 
 class Core(nn.Module):
@@ -266,14 +314,14 @@ class Core(nn.Module):
         self.say = nn.Linear(width, config.vocab, bias=False)
         self.paint = nn.Linear(width, channels)
         self.motion = Motion(config) if config.motion >= 0 else None
-        axis, frequencies = rotary_table(width // config.heads)
-        self.register_buffer("axis", axis, persistent=False)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        pairs = width // config.heads // 2
+        self.register_buffer("axis", torch.zeros(pairs, dtype=torch.int64), persistent=False)
+        self.register_buffer("frequencies", torch.zeros(pairs), persistent=False)
         self.init_weights()
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """All initialisation in one place.
+        """All initialisation in one place, so that a core made on 'meta' can be filled anywhere.
 
         Text embeddings: normal with mean and deviation 1; other tables 0.02.
         Linear layers: normal with variance 1 / inputs; the feed-forward's output is scaled down
@@ -281,14 +329,24 @@ class Core(nn.Module):
         noise of the frame. Output heads: zero. Biases: zero, but for queries and keys, see
         `_point_heads`.
         """
+        axis, frequencies = rotary_table(
+            self.config.width // self.config.heads, self.config.positions
+        )
+        self.axis.copy_(axis)
+        self.frequencies.copy_(frequencies)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for layer, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            self._point_heads(block.attention, layer)
+            elif isinstance(module, RMSNorm):
+                module.weight.fill_(module.gain)
+            elif isinstance(module, FeedForward):
+                module.init_weights()
+        if self.config.positions == "sharp":
+            for layer, block in enumerate(self.blocks):
+                assert isinstance(block, Block)
+                self._point_heads(block.attention, layer)
         nn.init.normal_(self.embed.weight, mean=1.0)
         for table in (self.stride.weight, self.place):
             nn.init.normal_(table, std=0.02)
@@ -320,7 +378,8 @@ class Core(nn.Module):
             bias = module.bias.view(-1, head)
             for i in range(len(bias)):
                 offset = offsets[i % len(offsets)]
-                spatial = torch.tensor([0.0, *(offset or (0, 0, 0))])
+                place = [0.0, *(offset or (0, 0, 0))]
+                spatial = torch.tensor(place, device=self.axis.device)
                 used = (self.axis > 0) if offset else (self.axis == 1)
                 angle = sign * spatial[self.axis] * self.frequencies
                 bias[i].copy_(torch.cat([angle.cos() * used, angle.sin() * used]))
@@ -354,20 +413,29 @@ class Core(nn.Module):
         x = self.see(latents) + self.place + condition.unsqueeze(1)
         return x if self.motion is None else x + self.motion.see(before)
 
-    def draw(self, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    def draw(
+        self,
+        hidden: torch.Tensor,
+        before: torch.Tensor,
+        latents: torch.Tensor,
+        level: torch.Tensor,
+    ) -> torch.Tensor:
         """Hidden states [F, N, D] of frame tokens to predicted clean latents [F, N, C].
 
-        `before` is what `embed_frames` was given.
+        The rest is what `embed_frames` was given. A predicted velocity v = x - noise points from
+        z_t at level t to x = z_t + (1 - t) v.
         """
-        x = self.paint(hidden)
-        return x if self.motion is None else x + self.motion.move(hidden, before)
+        out = self.paint(hidden)
+        if self.config.prediction == "v":
+            return latents + (1 - level).view(-1, 1, 1).to(out.dtype) * out
+        return out if self.motion is None else out + self.motion.move(hidden, before)
 
     def forward(
         self,
         x: torch.Tensor,
         vision: torch.Tensor,
         position: torch.Tensor,
-        mask: torch.Tensor,
+        mask: "torch.Tensor | BlockMask",
         cache: KVCache | None = None,
     ) -> torch.Tensor:
         """Run the blocks.
@@ -375,8 +443,9 @@ class Core(nn.Module):
         Args:
             x: [B, L, D] embedded tokens.
             vision: bool [B, L].
-            position: int64 [B, L, 4].
-            mask: bool [B, L, keys]; keys are the cache's committed tokens, then these.
+            position: int64 [B, L, 5], see `worldmodel.sequence.Batch`.
+            mask: bool [B, L, keys]; keys are the cache's committed tokens, then these. Or a
+                `BlockMask` for FlexAttention.
             cache: where keys and values are kept, or None.
 
         Returns:
@@ -385,8 +454,10 @@ class Core(nn.Module):
         angles = position[..., self.axis].float() * self.frequencies
         rotary = (angles.cos().unsqueeze(2), angles.sin().unsqueeze(2))
         modality = vision.long() * VISION
+        if isinstance(mask, torch.Tensor):
+            mask = mask.unsqueeze(1)
         for layer, block in enumerate(self.blocks):
-            x = block(x, modality, rotary, mask.unsqueeze(1), cache, layer)
+            x = block(x, modality, rotary, mask, cache, layer)
         return self.norm(x)
 
     def merge(self, latents: torch.Tensor) -> torch.Tensor:
@@ -400,40 +471,37 @@ class Core(nn.Module):
     def parameters_by_use(self) -> tuple[int, int]:
         """Return (active, total) numbers of parameters; active is what one token runs."""
         total = sum(p.numel() for p in self.parameters())
-        args, idle = self.config.feed_forward, 0
+        args = self.config.feed_forward
         expert = 3 * self.config.width * args["hidden"]
-        idle = self.config.depth * expert * (args["experts"] - args["top_k"] + args["shared"] - 1)
+        idle_shared = max(args["shared"] - 1, 0)
+        idle = self.config.depth * expert * (args["experts"] - args["top_k"] + idle_shared)
         return total - idle, total
 
 
-def join_cells(config: CoreConfig, latents: torch.Tensor) -> torch.Tensor:
-    """Latents [F, n, c] to tokens [F, N, C] of merge x merge neighbours each."""
-    (rows, columns), m = config.latent_grid, config.merge
-    x = latents.view(-1, rows // m, m, columns // m, m, latents.shape[-1])
-    return x.transpose(2, 3).flatten(3).flatten(1, 2)
+def rotary_table(head: int, positions: str = "sharp") -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the axis and frequency of each of head / 2 pairs, for `CoreConfig.positions`.
 
-
-def split_cells(config: CoreConfig, tokens: torch.Tensor) -> torch.Tensor:
-    """Tokens [F, N, C] to latents [F, n, c]; inverse of `join_cells`."""
-    (rows, columns), m = config.grid, config.merge
-    x = tokens.view(-1, rows, columns, m, m, tokens.shape[-1] // m**2)
-    return x.transpose(2, 3).flatten(1, 4)
-
-
-def rotary_table(head: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the axis (0 order, 1 step, 2 row, 3 column) and frequency of each of head / 2 pairs.
-
-    A quarter of the pairs each. Order in the text has the usual geometric frequencies. Step,
-    row and column have evenly spaced ones up to pi: their sum is a sharp peak, so that a head
-    can look at exactly the neighbouring cell of exactly the last frame. With geometric ones it
-    sees a blur of cells, and motion is not learned (docs/decisions/0005).
+    The axes are those of `Batch.position`: 0 order, 1 step, 2 row, 3 column, 4 flat place.
+    '1d': all pairs turn by the flat place, with the usual geometric frequencies.
+    '2d': a quarter of the pairs each for order, step, row and column, all geometric.
+    'sharp': step, row and column have evenly spaced ones up to pi instead: their sum is a sharp
+    peak, so that a head can look at exactly the neighbouring cell of exactly the last frame. With
+    geometric ones it sees a blur of cells, and motion is not learned (docs/decisions/0005).
     """
+    if positions == "1d":
+        return torch.full((head // 2,), 4), _geometric(head // 2, 10_000.0)
     quarter = head // 8
     order = head // 2 - 3 * quarter
     axis = torch.tensor([0] * order + [1] * quarter + [2] * quarter + [3] * quarter)
-    geometric = 10_000.0 ** -(torch.arange(order) / order)
-    even = torch.pi * torch.arange(1, quarter + 1) / quarter
-    return axis, torch.cat([geometric, even, even, even])
+    if positions == "2d":
+        few = _geometric(quarter, 100.0)  # steps, rows and columns count to tens, not thousands
+    else:
+        few = torch.pi * torch.arange(1, quarter + 1) / quarter
+    return axis, torch.cat([_geometric(order, 10_000.0), few, few, few])
+
+
+def _geometric(count: int, base: float) -> torch.Tensor:
+    return base ** -(torch.arange(count) / count)
 
 
 def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
