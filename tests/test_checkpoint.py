@@ -121,6 +121,18 @@ def test_everything_else_comes_back(original, folder):
     assert not loaded.core.training
 
 
+def test_an_encoder_of_no_kind_is_the_embedded_one(original, folder):
+    """The first checkpoints did not say a kind."""
+    config = json.loads((folder / "config.json").read_text())
+    assert config["encoder"].pop("kind") == "rae"
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = load(str(folder))
+    assert loaded.encoder.describe() == original.encoder.describe()
+    config["encoder"]["kind"] = "raee"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "no frame encoder of the kind 'raee'. Did you mean 'rae'?" in refusal(folder)
+
+
 def test_saving_again_replaces_what_was_there(original, folder):
     other = make()
     with torch.no_grad():

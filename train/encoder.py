@@ -1,4 +1,4 @@
-"""Training of the embedded RAE: first the encoder as a representation, then its decoder.
+"""Training of frame encoders: the embedded RAE as a representation, then any RAE's decoder.
 
 Encoder: the sigmoid image-text loss of SigLIP (arXiv 2303.15343) on captions, read off the
 latents, together with masked autoencoding through them: latents of a frame with hidden patches
@@ -15,10 +15,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from worldmodel.devices import mixed_precision
-from worldmodel.encoders.rae import RAE, RAEConfig, ViTBlock, to_pixels
+from worldmodel.encoders import FrameEncoder
+from worldmodel.encoders.frame_encoder import to_pixels
+from worldmodel.encoders.rae import RAE, RAEConfig
+from worldmodel.encoders.representation import Representation, ViTBlock
 from worldmodel.errors import UserError
 from worldmodel.text import PAD, TextTokenizer
 from worldmodel.train.data import Recordings, StoreFrames
+from worldmodel.train.task import Task
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class CaptionTower(nn.Module):
         return pairs * self.scale.exp() + self.bias
 
 
-class EncoderTask:
+class EncoderTask(Task):
     """Encoder, decoder and caption tower together; see the module's text."""
 
     def __init__(
@@ -88,15 +92,25 @@ class EncoderTask:
         self.device = next(rae.parameters()).device
         self.tower.to(self.device)
 
-    def losses(self, step: int) -> dict[str, torch.Tensor]:
-        """Masked reconstruction of random frames, image-text loss on captioned ones."""
-        rng = np.random.default_rng([self.config.seed, 1, step])
+    def _draw(self, batch: int) -> tuple[torch.Generator, np.ndarray, torch.Tensor]:
+        """Return a batch's randomness, its frame numbers and the numbers of its captions."""
+        rng = np.random.default_rng([self.config.seed, 1, batch])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         half = self.config.batch // 2
         picked = [self.captions[i] for i in rng.integers(len(self.captions), size=half)]
         index = np.concatenate([[f for f, _ in picked], rng.integers(len(self.frames), size=half)])
+        return generator, index, torch.tensor([self.text_ids[text] for _, text in picked])
+
+    def inputs(self, batch: int) -> dict[str, torch.Tensor]:
+        """Return a batch's frames and captions."""
+        _, index, texts = self._draw(batch)
+        return {"frames": torch.from_numpy(self.frames[index]), "captions": self.tokens[texts]}
+
+    def losses(self, step: int, batch: int | None = None) -> dict[str, torch.Tensor]:
+        """Masked reconstruction of random frames, image-text loss on captioned ones."""
+        generator, index, texts = self._draw(step if batch is None else batch)
+        half = len(texts)
         pixels = to_pixels(torch.from_numpy(self.frames[index]).to(self.device))
-        texts = torch.tensor([self.text_ids[text] for _, text in picked])
         tokens = len(self.rae.encoder.position)
         # Captioned frames are seen whole, the others with up to 75 % of their patches hidden.
         ratio = torch.rand(half, 1, generator=generator) * 0.75
@@ -116,40 +130,55 @@ class EncoderTask:
         total = pixel + 0.5 * losses["gradient"] + self.config.text_weight * text
         return {"loss": total, **losses}
 
-    def after_step(self, step: int) -> dict[str, float]:
-        """Nothing to do."""
-        return {}
 
+class DecoderTask(Task):
+    """The decoder alone, on noised latents of the frozen encoder.
 
-class DecoderTask:
-    """The decoder alone, on noised latents of the frozen encoder."""
+    Args:
+        encoder: a representation with its decoder.
+        recordings: the frames to draw.
+        config: the knobs.
+        dtype: of the matrix products.
+        latents: [F, N, C] of all frames, where they are kept anyway; else frames are encoded anew
+            each time, which is quick for a small encoder only.
+    """
 
     def __init__(
         self,
-        rae: RAE,
+        encoder: Representation,
         recordings: Recordings,
         config: EncoderTraining,
         dtype: torch.dtype = torch.float32,
+        latents: torch.Tensor | None = None,
     ) -> None:
         self.config = config
         self.dtype = dtype
         self.frames = recordings.frames
-        self.rae = rae
-        self.module = rae.decoder
-        self.device = next(rae.parameters()).device
+        self.latents = latents
+        self.encoder = encoder
+        self.module = encoder.decoder
+        self.device = encoder.mean.device
 
-    def losses(self, step: int) -> dict[str, torch.Tensor]:
-        """Reconstruction of random frames from noised latents."""
-        rng = np.random.default_rng([self.config.seed, 2, step])
+    def _draw(self, batch: int) -> tuple[torch.Generator, np.ndarray]:
+        """Return a batch's randomness and its frame numbers."""
+        rng = np.random.default_rng([self.config.seed, 2, batch])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        index = rng.integers(len(self.frames), size=self.config.batch)
+        return generator, rng.integers(len(self.frames), size=self.config.batch)
+
+    def inputs(self, batch: int) -> dict[str, torch.Tensor]:
+        """Return a batch's frames."""
+        return {"frames": torch.from_numpy(self.frames[self._draw(batch)[1]])}
+
+    def losses(self, step: int, batch: int | None = None) -> dict[str, torch.Tensor]:
+        """Reconstruction of random frames from noised latents."""
+        generator, index = self._draw(step if batch is None else batch)
         pixels = to_pixels(torch.from_numpy(self.frames[index]).to(self.device))
         with mixed_precision(self.device, self.dtype):
             with torch.no_grad():
-                z = self.rae.encoder(pixels)
+                z = self._raw(index, pixels)
             sigma = torch.rand(len(z), 1, 1, generator=generator).to(z) * self.config.noise
             noise = torch.randn(z.shape, generator=generator).to(z)
-            drawn = self.rae.decoder(z + sigma * noise)
+            drawn = self.module(z + sigma * noise)
         drawn = drawn.float()
         losses = {
             "pixel": (drawn - pixels).abs().mean(),
@@ -159,9 +188,12 @@ class DecoderTask:
         total = losses["pixel"] + losses["gradient"] + 0.3 * losses["structure"]
         return {"loss": total, **losses}
 
-    def after_step(self, step: int) -> dict[str, float]:
-        """Nothing to do."""
-        return {}
+    def _raw(self, index: np.ndarray, pixels: torch.Tensor) -> torch.Tensor:
+        """Raw latents [B, N, C] of frames by number, which have these pixels."""
+        if self.latents is None:
+            return self.encoder.see(pixels)
+        kept = self.latents[torch.from_numpy(index).to(self.latents.device)]
+        return self.encoder.restore(kept.to(self.device))
 
 
 def gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -187,17 +219,24 @@ def structure(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def measure_latents(
-    rae: RAE, frames: np.ndarray | StoreFrames, seed: int = 0, count: int = 4096
+    encoder: FrameEncoder, frames: np.ndarray | StoreFrames, seed: int = 0, count: int = 4096
 ) -> None:
-    """Set the RAE's per-channel mean and standard deviation from random frames."""
+    """Set an encoder's per-channel mean and standard deviation from random frames."""
     rng = np.random.default_rng(seed)
     index = np.sort(rng.choice(len(frames), size=min(count, len(frames)), replace=False))
-    rae.mean.zero_()
-    rae.std.fill_(1.0)
-    batches = np.array_split(index, max(1, len(index) // 256))
-    raw = torch.cat([rae.encode(torch.from_numpy(frames[b])).float() for b in batches])
-    rae.mean.copy_(raw.mean(dim=(0, 1)))
-    rae.std.copy_(raw.std(dim=(0, 1)).clamp(min=1e-3))
+    encoder.mean.zero_()
+    encoder.std.fill_(1.0)
+    # Sums instead of all latents at once: those of a large encoder are gigabytes.
+    tokens = 0
+    total = torch.zeros(2, encoder.channels, dtype=torch.float64)
+    for part in np.array_split(index, max(1, len(index) // 64)):
+        raw = encoder.encode(torch.from_numpy(frames[part])).cpu().double().flatten(0, 1)
+        tokens += len(raw)
+        total += torch.stack([raw.sum(0), raw.square().sum(0)])
+    mean = total[0] / tokens
+    variance = (total[1] - tokens * mean.square()) / (tokens - 1)
+    encoder.mean.copy_(mean)
+    encoder.std.copy_(variance.clamp(min=0).sqrt().clamp(min=1e-3))
 
 
 def _pad(rows: list[list[int]]) -> torch.Tensor:

@@ -2,7 +2,8 @@
 
 config.json            format, shapes, world, provenance, metrics, sha256 of the other files
 core.safetensors       the transformer
-encoder.safetensors    the frame encoder and decoder
+encoder.safetensors    the frame encoder and decoder; of a pretrained one all weights, so that a
+                       checkpoint needs nothing else: 170 MB for a base model, 830 MB for So400m
 tokenizer.json         the text tokenizer
 starts.safetensors     start contexts: frames uint8 [S, n, H, W, 3], keys int32 [S, n - 1]
 """
@@ -10,6 +11,7 @@ starts.safetensors     start contexts: frames uint8 [S, n, H, W, 3], keys int32 
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from worldmodel.encoders.rae import RAE, RAEConfig
+from worldmodel.encoders import FrameEncoder
+from worldmodel.encoders.files import remake
 from worldmodel.errors import UserError, suggest
 from worldmodel.text import TextTokenizer
 from worldmodel.transformer import Core, CoreConfig
@@ -45,7 +48,7 @@ class Checkpoint:
 
     name: str
     core: Core
-    encoder: RAE
+    encoder: FrameEncoder
     tokenizer: TextTokenizer
     spec: WorldSpec
     start_frames: np.ndarray
@@ -85,7 +88,8 @@ def load(name: str) -> Checkpoint:
     """Load a checkpoint by bundled name or folder, verifying every file's hash.
 
     Raises:
-        UserError: not found, another format, or a file that is missing, truncated or changed.
+        UserError: not found, another format, a file that is missing, truncated or changed, or an
+            encoder whose library is not installed.
     """
     folder = find(name)
     config = _read_config(folder)
@@ -94,15 +98,17 @@ def load(name: str) -> Checkpoint:
     try:
         grid = tuple(config["core"]["latent_grid"])
         core = Core(CoreConfig(**{**config["core"], "latent_grid": grid}))
-        encoder = RAE(RAEConfig(**config["encoder"]))
+        encoder = remake(config["encoder"])
         spec = WorldSpec.from_json(config["world"])
+    except UserError:
+        raise
     except Exception as error:  # whatever wrong shapes may lead to
         raise UserError(
             f"'{folder / 'config.json'}' is damaged ({error!r}). Copy it "
             "again, reinstall the package, or train again."
         ) from None
-    _fill(core, folder / "core.safetensors")
-    _fill(encoder, folder / "encoder.safetensors")
+    _fill(core.load_state_dict, folder / "core.safetensors")
+    _fill(encoder.fill, folder / "encoder.safetensors")
     starts = load_file(folder / "starts.safetensors")
     return Checkpoint(
         name=folder.name,
@@ -127,8 +133,9 @@ def save(checkpoint: Checkpoint, folder: Path, half: bool = True) -> None:
         half: store weights as float16.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for module, file in ((checkpoint.core, FILES[0]), (checkpoint.encoder, FILES[1])):
-        state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    parts = (checkpoint.core.state_dict(), FILES[0]), (checkpoint.encoder.tensors(), FILES[1])
+    for tensors, file in parts:
+        state = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         if half:
             state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
         save_file(state, folder / file)
@@ -141,7 +148,7 @@ def save(checkpoint: Checkpoint, folder: Path, half: bool = True) -> None:
     config = {
         "format": FORMAT,
         "core": asdict(checkpoint.core.config),
-        "encoder": asdict(checkpoint.encoder.config),
+        "encoder": checkpoint.encoder.describe(),
         "world": checkpoint.spec.to_json(),
         "context_level": checkpoint.context_level,
         "details": checkpoint.details,
@@ -177,7 +184,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verify(path: Path, digest: str) -> None:
@@ -193,11 +201,13 @@ def _verify(path: Path, digest: str) -> None:
         )
 
 
-def _fill(module: torch.nn.Module, path: Path) -> None:
-    """Give a module its stored weights, in float32."""
+def _fill(take: Callable[[dict[str, torch.Tensor]], Any], path: Path) -> None:
+    """Give a module its stored tensors, in float32, by the function that takes them."""
     try:
         state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
-        module.load_state_dict(state)
+        take(state)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"'{path}' does not fit config.json: {str(error).splitlines()[0]}."
