@@ -19,6 +19,8 @@ class EvalConfig:
     key_steps: int = 64
     batch: int = 16
     texts: int = 256
+    questions: int = 256
+    prose: str = ""
     instructions: tuple[str, ...] = ("turn right", "turn left", "go forward")
     idm: str = "auto"
     device: str = "auto"

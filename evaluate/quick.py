@@ -11,12 +11,12 @@ import numpy as np
 
 from worldmodel.actions import Action, ActionTable
 from worldmodel.datasets.store import EpisodeStore
-from worldmodel.envs.grammar import held_out
 from worldmodel.errors import UserError
 from worldmodel.evaluate import metrics, sheets
 from worldmodel.evaluate.config import EvalConfig
 from worldmodel.evaluate.consistency import judge_key, measure_reference
 from worldmodel.evaluate.inverse_dynamics import InverseDynamics, exact_accuracy, key_counts
+from worldmodel.evaluate.language import measure_language
 from worldmodel.evaluate.rollouts import (
     Clips,
     FrameEncoder,
@@ -103,7 +103,7 @@ def run_quick(
         "fast enough to play", f"at least {FPS:g} frames/s", f"{speed.value:.1f} frames/s",
         speed.value >= FPS,
     )  # fmt: skip
-    text = measure_text(dream, store, config)
+    text = measure_language(dream, store, config)
     futures = _futures_sheet(dream.spec.actions, clips, seen)
     return Outcome(
         (*quality, *following, *keys.metrics, *said.metrics, *text, speed),
@@ -290,52 +290,6 @@ def measure_speed(dream: Imagination, clips: Clips, seed: int, steps: int = 32) 
         "fps", float(1 / spent.mean()), float(low), float(high), steps, "frames/s", "higher",
         baselines={"required": FPS},
     )  # fmt: skip
-
-
-def measure_text(dream: Imagination, store: EpisodeStore, config: EvalConfig) -> list[Metric]:
-    """Return the perplexity per token of held-out sentences; beside it, of shuffled words.
-
-    Sentences that are never trained on, wordings or combinations, are measured by themselves. The
-    interval is a bootstrap over 16 groups of sentences.
-    """
-    found: list[Metric] = []
-    for name, reserved in (("perplexity", False), ("perplexity_reserved", True)):
-        if texts := held_out_texts(store, config.split, config.texts, config.seed, reserved):
-            found.append(_perplexity(name, dream, texts, config.seed))
-    return found
-
-
-def _perplexity(name: str, dream: Imagination, texts: list[str], seed: int) -> Metric:
-    rng = np.random.default_rng(seed)
-    mixed = [" ".join(rng.permutation(text.split())) for text in texts]
-    groups = [texts[i::16] for i in range(min(16, len(texts)))]
-    logs = np.asarray([np.log(dream.text_perplexity(group)) for group in groups])
-    low, high = np.exp(np.quantile(metrics.resampled_means(logs, seed), [0.025, 0.975]))
-    value, beside = dream.text_perplexity(texts), {"shuffled words": dream.text_perplexity(mixed)}
-    return Metric(name, value, float(low), float(high), len(texts), "", "lower", None, beside)
-
-
-def held_out_texts(
-    store: EpisodeStore, split: str, count: int, seed: int, reserved: bool = False
-) -> list[str]:
-    """Return up to `count` sentences of a split, as many of each kind as can be.
-
-    With `reserved` those that training never sees (`worldmodel.envs.grammar`), else the others.
-    They are written as the model meets them in training: the kind, a colon, the sentence.
-    """
-    rng = np.random.default_rng(seed)
-    ids, kinds = store.select(split), {}
-    for i in rng.permutation(len(ids))[:32]:
-        for note in store.read(ids[i]).annotations:
-            if reserved != (held_out(note.text, note.answer) is not None):
-                continue
-            answer = f" answer: {note.answer}" if note.answer else ""
-            sentence = f"{note.kind}: {note.text}{answer}"
-            kinds.setdefault(note.kind, []).append(sentence)
-    for sentences in kinds.values():
-        rng.shuffle(sentences)
-    share = -(-count // max(1, len(kinds)))
-    return [text for kind in sorted(kinds) for text in kinds[kind][:share]][:count]
 
 
 def _beats_copy(name: str, gain: np.ndarray, seed: int) -> Verdict:

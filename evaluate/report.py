@@ -109,6 +109,7 @@ def _head(card: Scorecard) -> str:
         _tile(card, "ssim", 16, "SSIM, 16 steps ahead"),
         _tile(card, "idm_ratio", None, "actions read, of real", percent=True),
         _tile(card, "perplexity", None, "text perplexity"),
+        _tile(card, "answer_accuracy", None, "questions answered", percent=True),
         _tile(card, "fps", None, "imagined frames/s"),
     ]
     listed = html.escape(" · ".join(f for f in facts if f))

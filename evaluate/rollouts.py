@@ -64,6 +64,14 @@ class Imagination(Protocol):
         """Return the perplexity per token of texts."""
         ...
 
+    def captions(self, frames: np.ndarray) -> list[str]:
+        """Return a caption of each of some frames, uint8 [n, H, W, 3]."""
+        ...
+
+    def answers(self, frames: np.ndarray, questions: Sequence[str]) -> list[str]:
+        """Return the answer to a question about each of some frames."""
+        ...
+
 
 @dataclass(frozen=True)
 class Clips:

@@ -5,7 +5,9 @@ from typing import Any
 
 from worldmodel import __version__
 from worldmodel.checkpoint import find
+from worldmodel.datasets.disk import place
 from worldmodel.datasets.store import EpisodeStore
+from worldmodel.datasets.url import Url
 from worldmodel.errors import UserError, suggest
 from worldmodel.evaluate.config import EvalConfig
 from worldmodel.evaluate.inverse_dynamics import (
@@ -16,6 +18,7 @@ from worldmodel.evaluate.inverse_dynamics import (
     train_idm,
     trained_on,
 )
+from worldmodel.evaluate.language import unseen_prose
 from worldmodel.evaluate.quick import Outcome, run_quick
 from worldmodel.evaluate.report import write_report
 from worldmodel.evaluate.rollouts import sample_clips
@@ -35,6 +38,8 @@ def main(config: EvalConfig) -> int:
     store = open_store(config)
     # Before anything that takes long: is there enough to measure on?
     sample_clips(store, config.split, 1, config.context, config.horizon, config.seed)
+    if config.prose:
+        unseen_prose(config.prose, config.split)
 
     from worldmodel.dream import Dream  # heavy, and a bad config should be told at once
 
@@ -55,7 +60,7 @@ def main(config: EvalConfig) -> int:
 
 def open_store(config: EvalConfig) -> EpisodeStore:
     """Open the store, or say how to get one."""
-    if not Path(config.store).exists():
+    if not place(config.store).exists():
         raise UserError(
             f"There is no store at {config.store}. Collect one first: "
             f"worldmodel collect env=doom out={config.store}, or give another with store=PATH."
@@ -83,10 +88,14 @@ def find_idm(config: EvalConfig, store: EpisodeStore) -> InverseDynamics:
     """Return the inverse-dynamics model that the config names.
 
     `auto` is the checkpoint's own `idm.safetensors`; without one, the one cached beside the
-    store if it was trained on the store's present episodes; else one trained now, and cached.
+    store (of a store at a URL: in `out`) if it was trained on the store's present episodes; else
+    one trained now, and cached.
     """
     bundled = find(config.checkpoint) / "idm.safetensors"
-    cached = Path(config.store).absolute().with_suffix(".idm.safetensors")
+    store_at = place(config.store).absolute()
+    if isinstance(store_at, Url):  # beside which it may not be possible to write
+        store_at = Path(config.out).absolute() / store_at.name
+    cached = store_at.with_suffix(".idm.safetensors")
     if config.idm != "auto":
         idm = load_idm(Path(config.idm))
     elif bundled.exists():
@@ -162,6 +171,6 @@ def _check(config: EvalConfig) -> None:
     if config.suite not in SUITES:
         raise UserError(f"Unknown suite '{config.suite}'.{suggest(config.suite, SUITES)}")
     least = {"clips": 2, "context": 2, "horizon": 1, "starts": 1, "key_steps": 2, "batch": 1}
-    for name, limit in {**least, "texts": 0, "denoise_steps": 1}.items():
+    for name, limit in {**least, "texts": 0, "questions": 0, "denoise_steps": 1}.items():
         if getattr(config, name) < limit:
             raise UserError(f"{name}={getattr(config, name)} is too small; at least {limit}.")

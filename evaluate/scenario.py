@@ -9,6 +9,7 @@
       - {at: 0, hold: w, for: 16}    # keys by name; "w+a" together; without `for`: to the end
       - {at: 16, press: a}           # held for one step
       - {at: 20, say: "get out of the shadow"}
+      - {at: 30, say: "what is ahead?"}    # a question; its answer is in the report
       - {at: 40, clear: true}        # drop the instruction
       - {at: 42, rewind: 4}          # go back so many steps before going on
       - {at: 44, fork: [w, a, d]}    # branches; the first goes on
@@ -27,6 +28,7 @@ import yaml
 
 from worldmodel.actions import ActionTable
 from worldmodel.errors import UserError, suggest
+from worldmodel.text import is_question
 
 MAX_STEPS = 1_000_000
 SCENARIO_KEYS = ("checkpoint", "start", "seed", "steps", "events", "checks")
@@ -86,17 +88,19 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Cue:
-    """What happens at one step: first rewind, clear or say, then the keys are held.
+    """What happens at one step: first rewind, clear or say, then ask, then the keys are held.
 
     Attributes:
         keys: names of the keys held, in no particular order.
         say: a sentence given before this step, else None.
+        ask: questions asked before this step, about the frame before it.
         clear: whether the instruction is dropped before this step.
         rewind: how many steps to go back before this step.
     """
 
     keys: tuple[str, ...] = ()
     say: str | None = None
+    ask: tuple[str, ...] = ()
     clear: bool = False
     rewind: int = 0
 
@@ -155,6 +159,7 @@ def compile_scenario(scenario: Scenario, table: ActionTable) -> tuple[Cue, ...]:
     """
     held: list[set[str]] = [set() for _ in range(scenario.steps)]
     said: dict[int, str | None] = {}
+    asked: dict[int, tuple[str, ...]] = {}
     rewinds: dict[int, int] = {}
     for event in scenario.events:
         if event.kind == "fork":
@@ -169,12 +174,15 @@ def compile_scenario(scenario: Scenario, table: ActionTable) -> tuple[Cue, ...]:
                 held[step].update(event.keys)
         elif event.kind == "rewind":
             rewinds[event.at] = rewinds.get(event.at, 0) + (event.steps or 0)
+        elif event.kind == "say" and is_question(event.text):
+            asked[event.at] = (*asked.get(event.at, ()), event.text)
         else:
             said[event.at] = event.text if event.kind == "say" else None
     return tuple(
         Cue(
             keys=tuple(key for key in table.keys if key in held[step]),
             say=said.get(step),
+            ask=asked.get(step, ()),
             clear=step in said and said[step] is None,
             rewind=rewinds.get(step, 0),
         )

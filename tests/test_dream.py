@@ -24,23 +24,22 @@ TABLE = ActionTable(
 )
 
 
-def make_dream(ffn: str = "moe", guidance: float = 1.0) -> Dream:
+def make_dream(guidance: float = 1.0, **changes) -> Dream:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["action: w+a", "action: none", "instruction: turn left"] * 9, 400)
-    config = CoreConfig(
-        vocab=tokenizer.vocab_size,
-        merge=2,
-        width=64,
-        depth=3,
-        heads=2,
-        kv_heads=1,
-        hidden=64,
-        experts=6,
-        ffn=ffn,
-        window=3,
-        latent_channels=8,
-    )
-    core = Core(config)
+    shape = {
+        "vocab": tokenizer.vocab_size,
+        "merge": 2,
+        "width": 64,
+        "depth": 3,
+        "heads": 2,
+        "kv_heads": 1,
+        "hidden": 64,
+        "experts": 6,
+        "window": 3,
+        "latent_channels": 8,
+    }
+    core = Core(CoreConfig(**(shape | changes)))
     for head in (core.say, core.paint):  # heads start at zero; a test needs them to speak
         torch.nn.init.normal_(head.weight, std=0.1)
     rng = np.random.default_rng(0)
@@ -61,10 +60,23 @@ def make_dream(ffn: str = "moe", guidance: float = 1.0) -> Dream:
     return dream
 
 
-@pytest.mark.parametrize("ffn", ["dense", "modality", "moe"])
-def test_incremental_equals_full_forward(ffn):
+VARIANTS = {
+    "dense": {"ffn": "dense"},
+    "modality": {"ffn": "modality"},
+    "moe": {},
+    "no shared expert": {"shared": "none"},
+    "velocity": {"prediction": "v", "motion": -1},
+    "flat positions": {"positions": "1d"},
+    "geometric positions": {"positions": "2d"},
+    "no QK norm": {"qk_norm": False},
+    "every head its own keys": {"kv_heads": 2},
+}
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
+def test_incremental_equals_full_forward(changes):
     """Predictions on the cache, over window slides and an instruction, equal the full forward."""
-    dream = make_dream(ffn)
+    dream = make_dream(**changes)
     engine, core = dream.engine, dream.engine.core
     encode = engine.checkpoint.tokenizer.encode
     seen: list[torch.Tensor] = [*engine.see(engine.checkpoint.start_frames[0])]
@@ -81,7 +93,8 @@ def test_incremental_equals_full_forward(ffn):
         z, t, d = torch.randn(1, 16, 32), torch.tensor([0.3]), torch.tensor([3])
         # The prediction for a noised frame, on the cache ...
         stream = dream._stream
-        ids = [*stream.pending, *(encode(TABLE.text(action)) if action is not None else []), BOI]
+        told = [i for words in stream.pending for i in words.ids]
+        ids = [*told, *(encode(TABLE.text(action)) if action is not None else []), BOI]
         with torch.inference_mode():
             cached = Pass(engine, [stream], [ids]).predict(z, t, d)
         # ... and as the target of the last frame in one forward over everything.
@@ -103,7 +116,8 @@ def test_incremental_equals_full_forward(ffn):
             frames = core.embed_frames(shown, level, strides, last).flatten(0, 1)
             x = x.flatten(0, 1).index_copy(0, batch.visual, frames).view_as(x)
             hidden = core(x, batch.vision, batch.position, attention_mask(batch))
-            full = core.draw(hidden.flatten(0, 1)[batch.visual[-16:]].unsqueeze(0), last[-1:])
+            hidden = hidden.flatten(0, 1)[batch.visual[-16:]].unsqueeze(0)
+            full = core.draw(hidden, last[-1:], z, t)
         errors.append((full - cached).abs().max().item())
         dream.step(action)
         seen.append(dream._stream.latent)

@@ -100,6 +100,12 @@ class Scroll:
         whole = torch.from_numpy(np.ascontiguousarray(frame))[None]
         return self.encoder.decode(self.encoder.encode(whole))[0].numpy()
 
+    def captions(self, frames):
+        return ["red wall left"] * len(frames)
+
+    def answers(self, frames, questions):
+        return ["a wall"] * len(questions)
+
     def text_perplexity(self, texts):
         return float(np.mean([len(text) for text in texts]))
 
@@ -185,6 +191,8 @@ def test_a_perfect_model_reaches_the_ceiling_and_every_requirement(evaluate):
     assert card.get("say_turn_right_read").value > 0.8
     assert all(verdicts(card).values()), [v for v in card.verdicts if not v.passed]
     assert len(card.verdicts) == 7
+    assert card.get("answer_accuracy").value == 1
+    assert card.get("caption_f1").value == 1
 
 
 def test_a_copying_model_scores_as_the_copy_and_freezes(evaluate):
@@ -318,6 +326,8 @@ def test_the_command_writes_a_scorecard_and_a_page_that_loads_nothing(
         ({"split": "test"}, "it has: train, val"),
         ({"horizon": 500}, "shorter horizon"),
         ({"clips": 0}, "clips=0 is too small"),
+        ({"questions": -1}, "questions=-1 is too small"),
+        ({"prose": "nowhere.zarr"}, "nowhere.zarr"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(store, changes, message):

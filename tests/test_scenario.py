@@ -20,6 +20,9 @@ events:
   - {at: 2, hold: "a+w", for: 2}
   - {at: 5, press: a}
   - {at: 6, say: "get out of the shadow"}
+  - {at: 6, say: "is it dark?"}
+  - {at: 7, say: "what is ahead? "}
+  - {at: 7, say: "暗いですか？"}
   - {at: 8, clear: true}
   - {at: 9, rewind: 2}
   - {at: 10, hold: s}
@@ -35,8 +38,8 @@ def test_compiles_to_one_cue_per_step(tmp_path):
     cues = compile_scenario(scenario, TABLE)
     assert len(cues) == 12
     assert [cue.keys for cue in cues[:6]] == [("w",), ("w",), ("w", "a"), ("w", "a"), (), ("a",)]
-    assert cues[6] == Cue(say="get out of the shadow")
-    assert cues[7] == Cue()
+    assert cues[6] == Cue(say="get out of the shadow", ask=("is it dark?",))
+    assert cues[7] == Cue(ask=("what is ahead? ", "暗いですか？"))
     assert cues[8] == Cue(clear=True)
     assert cues[9] == Cue(rewind=2)
     assert [cue.keys for cue in cues[10:]] == [("s",), ("s",)]

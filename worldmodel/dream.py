@@ -6,7 +6,7 @@ instruction, forks and rewinding.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from worldmodel import checkpoint as checkpoints
 from worldmodel.actions import Action
 from worldmodel.devices import choose_device, choose_dtype
 from worldmodel.errors import UserError
+from worldmodel.generate import Sampling, SamplingOptions, encode, generate, look, picture, say
 from worldmodel.sequence import Text, attention_mask, pack
 from worldmodel.stream import Engine, Stream
 from worldmodel.text import EOS, clean_sentence
@@ -160,10 +161,8 @@ class Dream:
         Raises:
             UserError: an empty sentence or one that is too long.
         """
-        stream = self._stream
-        kept = tuple(s for s in stream.segments if not s.instruction)
         if text is None:
-            self._streams[-1] = replace(stream, segments=kept, pending=(), instruction="")
+            self._streams[-1] = replace(self._stream.untold(), instruction="")
             return ""
         sentence = f"instruction: {clean_sentence(text).lower()}"
         ids = tuple(self.engine.checkpoint.tokenizer.encode(sentence))
@@ -172,7 +171,8 @@ class Dream:
                 f"The sentence is {len(ids)} tokens long; the model reads at most "
                 f"{MAX_INSTRUCTION_TOKENS}. Say it shorter."
             )
-        self._streams[-1] = replace(stream, segments=kept, pending=ids, instruction=sentence)
+        told = self._stream.told(Text(ids, "instruction"))
+        self._streams[-1] = replace(told, instruction=sentence)
         return sentence
 
     def step(self, action: Action | None) -> Step:
@@ -228,6 +228,98 @@ class Dream:
             copies.append(copy)
         return copies
 
+    def describe(self, **sampling: Unpack[SamplingOptions]) -> str:
+        """Return a caption of the current frame.
+
+        The model sees the frame alone, as in training; the rollout stays as it is.
+
+        Args:
+            sampling: seed, temperature, top_p, ... as in `worldmodel.generate.Sampling`.
+        """
+        return self._say(self._seen(), ["caption:"], sampling)[0]
+
+    def answer(self, question: str, **sampling: Unpack[SamplingOptions]) -> str:
+        """Return the answer to a question about the current frame; else as `describe`.
+
+        Raises:
+            UserError: an empty question or one that is too long.
+        """
+        return self._say(self._seen(), [_asked(question)], sampling)[0]
+
+    def complete(self, text: str, **sampling: Unpack[SamplingOptions]) -> str:
+        """Return how plain text goes on; no frame takes part.
+
+        Raises:
+            UserError: a text that is too long.
+        """
+        return self._say([Stream()], [text], sampling)[0]
+
+    def captions(self, frames: np.ndarray, **sampling: Unpack[SamplingOptions]) -> list[str]:
+        """Return a caption of each of some frames, uint8 [n, H, W, 3], as one batch.
+
+        Raises:
+            UserError: frames of another size or type, or none.
+        """
+        self._check(frames)
+        streams = look(self.engine, self.engine.see(frames))
+        return self._say(streams, ["caption:"] * len(frames), sampling)
+
+    def answers(
+        self, frames: np.ndarray, questions: Sequence[str], **sampling: Unpack[SamplingOptions]
+    ) -> list[str]:
+        """Return the answer to a question about each of some frames, uint8 [n, H, W, 3].
+
+        Raises:
+            UserError: frames of another size or type, or not a question for each.
+        """
+        self._check(frames)
+        if len(questions) != len(frames):
+            raise UserError(f"{len(frames)} frames need as many questions, not {len(questions)}.")
+        streams = look(self.engine, self.engine.see(frames))
+        return self._say(streams, [_asked(question) for question in questions], sampling)
+
+    def picture(
+        self,
+        text: str,
+        n: int = 1,
+        seed: int = 0,
+        denoise_steps: int = 8,
+        guidance: float = 1.5,
+        shift: float = 1.0,
+    ) -> np.ndarray:
+        """Imagine frames from a caption alone, uint8 [n, H, W, 3]; no rollout takes part.
+
+        Args:
+            text: the caption, such as "a dark room, a red torch ahead".
+            n: how many; the i-th has the noise of seed + i.
+            seed: of the noise.
+            denoise_steps: network passes; more come closer to real frames.
+            guidance: moves so many times as far from a frame without text as the text does; more
+                follows the text better and is further from real frames.
+            shift: above 1 the steps are smaller near noise, see `worldmodel.flow.sample`; no
+                better than equal ones with doom-nano (docs/model.md).
+
+        Raises:
+            UserError: an empty caption or one that is too long.
+        """
+        caption = f"caption: {clean_sentence(text).lower()}"
+        return picture(self.engine, caption, n, seed, denoise_steps, guidance, shift)
+
+    def generate(
+        self, max_frames: int = 4, **sampling: Unpack[SamplingOptions]
+    ) -> list[str | np.ndarray]:
+        """Let the model go on from here by itself; returns its texts and frames in order.
+
+        The rollout stays as it is. Greedy choice often says one thing only: give a temperature.
+
+        Args:
+            max_frames: most frames, uint8 [H, W, 3].
+            sampling: as in `describe`; `max_tokens` is of each text.
+        """
+        chosen = Sampling(**sampling)
+        settings = (max_frames, self.denoise_steps, self.guidance)
+        return list(generate(self.engine, self._stream, chosen, *settings))
+
     @torch.inference_mode()
     def text_perplexity(self, texts: Sequence[str]) -> float:
         """Perplexity per token of texts, each read as a document of its own."""
@@ -253,11 +345,29 @@ class Dream:
 
     def _noise(self, step: int) -> torch.Tensor:
         """Noise [2, 1, N, C] of a step: a function of seed, start and step alone."""
-        config = self.engine.core.config
-        state = np.random.SeedSequence([abs(self._seed), abs(self._number), step])
-        generator = torch.Generator().manual_seed(int(state.generate_state(1)[0]))
-        shape = (2, 1, config.frame_tokens, config.channels)
-        return torch.randn(shape, generator=generator).to(self.engine.device)
+        return self.engine.noise(abs(self._seed), abs(self._number), step)
+
+    def _seen(self) -> list[Stream]:
+        """The current frame as the only thing that was ever seen."""
+        assert self._stream.latent is not None
+        return look(self.engine, self._stream.latent.unsqueeze(0))
+
+    def _say(
+        self, streams: Sequence[Stream], prompts: Sequence[str], sampling: SamplingOptions
+    ) -> list[str]:
+        ids = [encode(self.engine, prompt) for prompt in prompts]
+        said = say(self.engine, streams, ids, Sampling(**sampling))
+        return [self.engine.checkpoint.tokenizer.decode(one.ids).strip() for one in said]
+
+    def _check(self, frames: np.ndarray) -> None:
+        size = (self.spec.height, self.spec.width, 3)
+        if frames.ndim != 4 or not len(frames) or frames.shape[1:] != size:
+            raise UserError(
+                f"Frames of shape {frames.shape} were given; the model takes frames of "
+                f"[n, {size[0]}, {size[1]}, 3]. Resize them first."
+            )
+        if frames.dtype != np.uint8:
+            raise UserError(f"Frames must be uint8 RGB, not {frames.dtype}.")
 
     def _context(
         self, frames: np.ndarray | None, actions: Sequence[Action] | None
@@ -268,14 +378,7 @@ class Dream:
             keys = checkpoint.start_keys[index]
             told = [table.text(table.from_mask(int(mask))) for mask in keys]
             return checkpoint.start_frames[index], told
-        size = (self.spec.height, self.spec.width, 3)
-        if frames.ndim != 4 or not len(frames) or frames.shape[1:] != size:
-            raise UserError(
-                f"Frames of shape {frames.shape} were given; the model takes frames of "
-                f"[n, {size[0]}, {size[1]}, 3]. Resize them first."
-            )
-        if frames.dtype != np.uint8:
-            raise UserError(f"Frames must be uint8 RGB, not {frames.dtype}.")
+        self._check(frames)
         if actions is None:
             return frames, [""] * (len(frames) - 1)
         if len(actions) != len(frames) - 1:
@@ -283,6 +386,10 @@ class Dream:
                 f"{len(frames)} frames need {len(frames) - 1} actions between, got {len(actions)}."
             )
         return frames, [table.text(action) for action in actions]
+
+
+def _asked(question: str) -> str:
+    return f"question: {clean_sentence(question).lower()} answer:"
 
 
 def _strength(guidance: float, instruction: str, action: Action | None) -> float:

@@ -7,7 +7,7 @@ incremental path equals the full forward (`tests/test_dream.py`).
 
 One step: the action's text and `<boi>` go in together with noise; the frame is denoised in a
 few passes that leave no trace, and brought to where the encoder's latents are, against drift;
-then the finished frame and `<eoi>` go in.
+then the finished frame and `<eoi>` go in. Text is read by a `Reader`, beside the streams.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ import torch
 
 from worldmodel.checkpoint import Checkpoint
 from worldmodel.flow import Predict, mix, sample
-from worldmodel.sequence import FOREVER
-from worldmodel.text import BOI, BOS, EOI
+from worldmodel.sequence import FOREVER, Text
+from worldmodel.text import BOI, BOS, EOI, PAD
 from worldmodel.transformer import KVCache
 
 
@@ -45,7 +45,8 @@ class Stream:
         step: frames so far. time: rotary position of the next token.
         latent: [N, C] the last frame in the core's grid; None before the first.
         shown: [N, C] the same as the core was shown it, slightly noised.
-        pending: instruction tokens that go in with the next step.
+        hidden: [D] what the core made of the last token, from which the next one is said.
+        pending: words that go in with the next frame.
         frame: uint8 [H, W, 3], the last frame as shown.
         text: exact text that led to it.
     """
@@ -55,10 +56,29 @@ class Stream:
     time: int = 0
     latent: torch.Tensor | None = None
     shown: torch.Tensor | None = None
-    pending: tuple[int, ...] = ()
+    hidden: torch.Tensor | None = None
+    pending: tuple[Text, ...] = ()
     instruction: str = ""
     frame: np.ndarray = field(default_factory=lambda: np.zeros((1, 1, 3), np.uint8))
     text: str = ""
+
+    @property
+    def unread(self) -> list[Text]:
+        """The words that go in next, with `<bos>` where nothing is in yet."""
+        return [*([] if self.time else [Text((BOS,))]), *self.pending]
+
+    def told(self, words: Text) -> "Stream":
+        """The stream with words for the next frame; an instruction replaces the last one."""
+        stream = self.untold() if words.role == "instruction" else self
+        return replace(stream, pending=(*stream.pending, words))
+
+    def untold(self) -> "Stream":
+        """The stream without its instruction."""
+        return replace(
+            self,
+            segments=tuple(s for s in self.segments if not s.instruction),
+            pending=tuple(words for words in self.pending if words.role != "instruction"),
+        )
 
 
 class Engine:
@@ -74,6 +94,12 @@ class Engine:
         rows, columns = config.grid
         cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
         self.cells = cells.view(-1, 2).to(device)  # row and column of each frame token
+
+    def noise(self, *numbers: int) -> torch.Tensor:
+        """Noise [2, 1, N, C] for one frame, a function of some numbers >= 0 alone."""
+        config = self.core.config
+        shape = (2, 1, config.frame_tokens, config.channels)
+        return torch.randn(shape, generator=generator(*numbers)).to(self.device)
 
     @torch.inference_mode()
     def see(self, frames: np.ndarray) -> torch.Tensor:
@@ -95,6 +121,7 @@ class Engine:
         given: torch.Tensor | None = None,
         denoise_steps: int = 2,
         guidance: Sequence[float] = (),
+        shift: float = 1.0,
     ) -> list[Stream]:
         """Add one frame to each of B streams: imagine it, or take it from `given`.
 
@@ -105,25 +132,29 @@ class Engine:
             given: [B, N, C] frames to take instead of imagining.
             denoise_steps: network passes a frame.
             guidance: of each stream, 1 or nothing for none; w > 1 moves w times as far from the
-                prediction without action text and instruction as the prediction with them is.
+                prediction without the words that go in now, and without the instruction, as the
+                prediction with them is.
+            shift: of the denoising steps towards noise, see `worldmodel.flow.sample`.
         """
-        bos = [() if s.step else (BOS,) for s in streams]
-        words = [
-            [*b, *s.pending, *text, BOI] for b, s, text in zip(bos, streams, texts, strict=True)
+        spans = [
+            [*s.unread, Text((*text, BOI), "action")]
+            for s, text in zip(streams, texts, strict=True)
         ]
+        words = [[i for span in row for i in span.ids] for row in spans]
         weights = {i: w for i, w in enumerate(guidance) if w != 1.0 and given is None}
         # Guided streams come once more without words, in the same batch.
-        rows = [*streams, *(_unled(streams[i]) for i in weights)]
-        passes = Pass(self, rows, [*words, *([*bos[i], BOI] for i in weights)])
+        unled = [replace(streams[i].untold(), pending=()) for i in weights]
+        bare = [[*(BOS for _ in range(not s.time)), BOI] for s in unled]
+        passes = Pass(self, [*streams, *unled], [*words, *bare])
         if given is None:
             predict = _guided(passes.predict, weights) if weights else passes.predict
-            drawn = sample(predict, noise[0], denoise_steps, self.core.config.strides)
+            drawn = sample(predict, noise[0], denoise_steps, self.core.config.strides, shift)
             given = self.core.merge(self.encoder.project(self.core.split(drawn)))
         passes.keep(len(streams))
-        kept, shown = passes.commit(given, noise[1])
+        kept, shown, hidden = passes.commit(given, noise[1])
         followed = []
         for i, stream in enumerate(streams):
-            extra = self._segments(stream, kept[i], len(bos[i]))
+            extra = self._segments(stream, kept[i], spans[i])
             step = stream.step + 1
             alive = tuple(s for s in (*stream.segments, *extra) if s.expire > step)
             followed.append(
@@ -134,21 +165,21 @@ class Engine:
                     time=stream.time + len(words[i]) + 2,
                     latent=given[i],
                     shown=shown[i],
+                    hidden=hidden[i],
                     pending=(),
                 )
             )
         return followed
 
-    def _segments(self, stream: Stream, kv: torch.Tensor, bos: int) -> list[Segment]:
-        """Cut a step's keys and values into what is kept, what is an instruction, the rest."""
-        told = len(stream.pending)
-        parts = kv.split([bos, told, kv.shape[3] - bos - told], dim=3)
-        found = [
-            Segment(parts[0], FOREVER),
-            Segment(parts[1], FOREVER, instruction=True),
-            Segment(parts[2], stream.step + self.window + 1),
+    def _segments(self, stream: Stream, kv: torch.Tensor, spans: Sequence[Text]) -> list[Segment]:
+        """Cut a step's keys and values by span; the frame is with the last one."""
+        *sizes, _ = (len(span.ids) for span in spans)
+        parts = kv.split([*sizes, kv.shape[3] - sum(sizes)], dim=3)
+        gone = stream.step + self.window + 1
+        return [
+            Segment(part, gone if span.role == "action" else FOREVER, span.role == "instruction")
+            for span, part in zip(spans, parts, strict=True)
         ]
-        return [s for s in found if s.kv.shape[3]]
 
 
 class Pass:
@@ -166,20 +197,10 @@ class Pass:
         self.rows, self.frame_tokens = len(streams), config.frame_tokens
         self.lengths = [len(w) for w in words]
         self.pad = max(self.lengths)
-        past = [sum(s.kv.shape[3] for s in stream.segments) for stream in streams]
-        self.past = max(past)
-        capacity = self.past + self.pad + self.frame_tokens + 1
-        self.cache = KVCache(config, self.rows, capacity, device, engine.dtype)
-        for i, stream in enumerate(streams):
-            if stream.segments:
-                joined = torch.cat([s.kv for s in stream.segments], dim=3)
-                self.cache.data[:, :, i, :, : past[i]] = joined
-        self.cache.length = self.past
-        # Which of the cached places, words and frame tokens are real, row by row.
-        real = torch.zeros(self.rows, capacity, dtype=torch.bool)
+        self.cache, real = _cached(engine, streams, self.pad + self.frame_tokens + 1)
+        self.past = self.cache.length
         ids = torch.zeros(self.rows, self.pad, dtype=torch.int64)
         for i, row in enumerate(words):
-            real[i, : past[i]] = True
             real[i, self.past : self.past + len(row)] = True
             ids[i, : len(row)] = torch.tensor(row)
         real[:, self.past + self.pad :] = True
@@ -187,9 +208,11 @@ class Pass:
         time = torch.tensor([s.time for s in streams], device=device).unsqueeze(1)
         step = torch.tensor([s.step for s in streams], device=device).unsqueeze(1)
         at = time + torch.tensor(self.lengths, device=device).unsqueeze(1)
-        self.word_position = _positions(time + torch.arange(self.pad, device=device), step)
-        self.frame_position = _positions(at.expand(-1, self.frame_tokens), step, engine.cells)
-        self.end_position = _positions(at + 1, step)
+        n = self.frame_tokens
+        self.word_position = _positions(time + torch.arange(self.pad, device=device), step, n)
+        self.frame_position = _positions(at.expand(-1, n), step, n, engine.cells)
+        self.end_position = _positions(at + 1, step, n)
+        self.end_position[..., -1] += n - 1  # the frame is over by then
         self.embedded = core.embed(self.ids)
         nothing = torch.zeros(config.frame_tokens, config.channels, device=device)
         before = [nothing if s.shown is None else s.shown for s in streams]
@@ -198,7 +221,8 @@ class Pass:
 
     def predict(self, z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
         """Predicted clean latents [B, N, C] of noised ones; leaves no trace of the frame."""
-        return self._run(z, t, stride, end=False).float()
+        hidden = self._run(z, t, stride, end=False)
+        return self.engine.core.draw(hidden, self.before, z.to(self.engine.dtype), t).float()
 
     def keep(self, rows: int) -> None:
         """Go on with the first `rows` rows alone."""
@@ -213,25 +237,27 @@ class Pass:
 
     def commit(
         self, latents: torch.Tensor, noise: torch.Tensor
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
         """Put the finished frame and `<eoi>` in.
 
-        Returns each row's new keys and values, and the frames [B, N, C] as they were shown.
+        Returns each row's new keys and values, the frames [B, N, C] as they were shown, and the
+        hidden states [B, D] of `<eoi>`.
         """
         level = torch.full((self.rows,), self.engine.checkpoint.context_level, device=noise.device)
         stride = torch.full_like(level, self.engine.core.config.strides - 1, dtype=torch.int64)
         shown = mix(latents, noise, level)
-        self._run(shown, level, stride, end=True)
+        hidden = self._run(shown, level, stride, end=True)
         first, stop = self.past, self.past + self.pad + self.frame_tokens + 1
         kept = []
         for i, words in enumerate(self.lengths):
             index = [*range(first, first + words), *range(first + self.pad, stop)]
             kept.append(self.cache.data[:, :, i][:, :, :, index].clone())
-        return kept, shown
+        return kept, shown, hidden[:, -1].clone()
 
     def _run(
         self, z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor, end: bool
     ) -> torch.Tensor:
+        """Hidden states of the frame's tokens, and of `<eoi>` at its end."""
         core, n = self.engine.core, self.frame_tokens
         x = core.embed_frames(z.to(self.engine.dtype), t, stride, self.before)
         parts, positions, vision = [x], [self.frame_position], [torch.ones(n, dtype=torch.bool)]
@@ -266,22 +292,98 @@ class Pass:
         if before:
             self.cache.commit(before)
             self.words_in = True
-        return core.draw(hidden[:, before : before + n], self.before)
+        return hidden[:, before:]
+
+
+class Reader:
+    """Text going into a batch of streams, on one preallocated cache; the streams stay as they are.
+
+    Args:
+        engine: the model.
+        streams: what was before the text.
+        room: most tokens that a row will read, the streams' unread words included.
+    """
+
+    def __init__(self, engine: Engine, streams: Sequence[Stream], room: int) -> None:
+        self.engine = engine
+        self.cache, real = _cached(engine, streams, room)
+        self.real = real.to(engine.device)
+        clock = [[s.time for s in streams], [s.step for s in streams]]
+        self.time, self.step = torch.tensor(clock, device=engine.device).unsqueeze(2)
+        nothing = torch.zeros(engine.core.config.width, device=engine.device, dtype=engine.dtype)
+        self.hidden = torch.stack([nothing if s.hidden is None else s.hidden for s in streams])
+
+    @torch.inference_mode()
+    def read(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Read some more token ids in every row, as many as you like.
+
+        Returns logits float [B, vocab] of what comes next in each.
+        """
+        core, device = self.engine.core, self.engine.device
+        lengths = [len(row) for row in rows]
+        tokens, first = max(lengths), self.cache.length
+        if tokens:
+            ids = torch.tensor([[*row, *[PAD] * (tokens - len(row))] for row in rows])
+            real = torch.arange(tokens) < torch.tensor(lengths).unsqueeze(1)
+            self.real[:, first : first + tokens] = real.to(device)
+            # Causal; a padded word sees itself, so that no row of the attention is empty.
+            mask = self.real[:, None, : first + tokens].expand(-1, tokens, -1).clone()
+            mask[:, :, first:] &= torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+            mask[:, :, first:] |= torch.eye(tokens, dtype=torch.bool, device=device)
+            order = self.time + torch.arange(tokens, device=device)
+            position = _positions(order, self.step, core.config.frame_tokens)
+            vision = torch.zeros(len(rows), tokens, dtype=torch.bool, device=device)
+            hidden = core(core.embed(ids.to(device)), vision, position, mask, self.cache)
+            self.cache.commit(tokens)
+            count = torch.tensor(lengths, device=device).unsqueeze(1)
+            self.time = self.time + count
+            last = (count - 1).clamp(min=0).unsqueeze(2).expand(-1, -1, hidden.shape[2])
+            found = hidden.gather(1, last).squeeze(1)
+            self.hidden = torch.where(count > 0, found, self.hidden)
+        return core.say(self.hidden).float()
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A source of randomness that is a function of some numbers >= 0 alone."""
+    state = np.random.SeedSequence(numbers).generate_state(1)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def _cached(engine: Engine, streams: Sequence[Stream], room: int) -> tuple[KVCache, torch.Tensor]:
+    """The past of streams in one cache, with room for more tokens.
+
+    Also returns which of its places are real, bool [B, capacity]; the free ones are not yet.
+    """
+    past = [sum(s.kv.shape[3] for s in stream.segments) for stream in streams]
+    capacity = max(past) + room
+    cache = KVCache(engine.core.config, len(streams), capacity, engine.device, engine.dtype)
+    cache.length = max(past)
+    real = torch.zeros(len(streams), capacity, dtype=torch.bool)
+    for i, stream in enumerate(streams):
+        real[i, : past[i]] = True
+        if stream.segments:
+            joined = torch.cat([s.kv for s in stream.segments], dim=3)
+            cache.data[:, :, i, :, : past[i]] = joined
+    return cache, real
 
 
 def _positions(
-    time: torch.Tensor, step: torch.Tensor, cells: torch.Tensor | None = None
+    time: torch.Tensor, step: torch.Tensor, frame: int, cells: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Rotary positions [B, L, 4] from times [B, L], steps [B, 1] and cells [L, 2] of a frame."""
+    """Rotary positions [B, L, 5] of tokens after `step` whole frames of `frame` tokens each.
+
+    Args:
+        time: [B, L] order in the stream, where a frame counts as one.
+        step: [B, 1] frames before.
+        frame: N.
+        cells: [L, 2] row and column of the frame's own tokens; None for words.
+    """
     rows, tokens = time.shape
+    inside = torch.arange(tokens, device=time.device) if cells is not None else 0
     cells = time.new_zeros(tokens, 2) if cells is None else cells
-    return torch.cat(
-        [
-            torch.stack([time, step.expand(-1, tokens)], dim=-1),
-            cells.expand(rows, -1, -1),
-        ],
-        dim=-1,
-    )
+    place = time + step * (frame - 1) + inside
+    parts = [time, step.expand(-1, tokens), *cells.T.unsqueeze(1).expand(-1, rows, -1), place]
+    return torch.stack(parts, dim=-1)
 
 
 def _guided(run: Predict, weights: Mapping[int, float]) -> Predict:
@@ -300,9 +402,3 @@ def _guided(run: Predict, weights: Mapping[int, float]) -> Predict:
         )
 
     return predict
-
-
-def _unled(stream: Stream) -> Stream:
-    """The stream without its instruction, for guidance."""
-    kept = tuple(s for s in stream.segments if not s.instruction)
-    return replace(stream, segments=kept, pending=())

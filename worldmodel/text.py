@@ -92,6 +92,11 @@ def _without_added_tokens(text: str) -> str:
     return json.dumps(data)
 
 
+def is_question(sentence: str) -> bool:
+    """Return whether a typed sentence asks: whether it ends with a question mark."""
+    return sentence.rstrip().endswith(("?", "\uff1f", "\u061f"))  # of Latin, CJK, Arabic
+
+
 def clean_sentence(text: str) -> str:
     """Return a typed sentence as the model is to see it: one line, no control characters.
 
