@@ -1,6 +1,6 @@
 """Frames per second of collecting, beside those of the bare environments.
 
-python benchmarks/collect_speed.py [worlds=doom,breakout,carracing] [rounds=3] [episodes=4]
+python benchmarks/collect_speed.py [worlds=doom,breakout,carracing] [rounds=3] [episodes=16]
 
 Bare are the same seeds under the same actions in as many processes, in a loop that does nothing
 else: of `doom` the world's own `reset` and `step`; of a Gymnasium world `env.reset`, `env.step`
@@ -70,9 +70,10 @@ class Timed(LocalPool):
             self.frames += event.value
         super().hear(hand, event)
         if event.kind == "done":
-            self.end_s, self.end_cpu_s = time.perf_counter(), cpu_s()
             if not self.begin_s and all(hand.proven for hand in self.hands):
-                self.begin_s, self.begin_cpu_s = self.end_s, self.end_cpu_s
+                self.begin_s, self.begin_cpu_s = time.perf_counter(), cpu_s()
+            if not self.pending and not any(hand.busy for hand in self.hands):
+                self.end_s, self.end_cpu_s = time.perf_counter(), cpu_s()
 
 
 def collected(world: str, processes: int, episodes: int, out: Path) -> Speed:
@@ -156,7 +157,7 @@ def keys_of(store: Path) -> Actions:
 def main() -> None:
     given = dict(word.split("=", 1) for word in sys.argv[1:])
     worlds = given.get("worlds", "doom,breakout,carracing").split(",")
-    rounds, episodes = int(given.get("rounds", 3)), int(given.get("episodes", 4))
+    rounds, episodes = int(given.get("rounds", 3)), int(given.get("episodes", 16))
     print("| world | processes | bare frames/s | collected frames/s | ratio | CPU ratio |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for world in worlds:

@@ -1,21 +1,24 @@
 """How fast are random 16-frame clips read, from a store and from what else one might use?
 
 python benchmarks/read_speed.py [--store X.zarr] [--sizes 64 128] [--rounds 5] [--seconds 0.5]
-                                [--episodes 32] [--cpu]
+                                [--episodes 8] [--cpu]
 
-The same frames (of the store, or of a new one collected from the world 'doom'; for other sizes
-scaled with interpolation) are written in every format, and every format reads the same random
-clips. `limit` only decodes, from memory, the chunks that the clips lie in: what the store would
-reach if finding and loading them took no time. Cold: the file's pages are dropped from the
-system's cache before each read. Contestants alternate; the medians of the rounds are shown.
---cpu counts clips per second of CPU time, warm, in one process: for a machine that is busy.
-HDF5's zstd, the same codec as the store's, needs `pip install hdf5plugin`.
+The same frames (of a store, or of the world 'doom' drawn in each size) are written in every format,
+and every format reads the same random clips. `limit` only decodes, from memory, the chunks that
+the clips lie in: what the store would reach if finding and loading them took no time. Arrays with
+other codecs are read by the store's reader as well, to show what its own costs and brings. Cold:
+the file's pages are dropped from the system's cache before each read. Each contestant has processes
+of its own, for what one leaves in memory changes how fast the next one gets some. They alternate;
+the medians of the rounds are shown, and of the ratios within each round. --cpu counts clips per
+second of CPU time, warm, in one process: for a machine that is busy. HDF5 with the store's codec
+needs hdf5plugin.
 """
 
 # ruff: noqa: D101, D102
 
 import argparse
 import contextlib
+import itertools
 import mmap
 import multiprocessing
 import os
@@ -26,23 +29,25 @@ import time
 from abc import ABC, abstractmethod
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
 import h5py
 import numpy as np
 import zarr
-from numcodecs.zstd import decompress
+from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from worldmodel.actions import ActionTable
-from worldmodel.cli import main as command
 from worldmodel.datasets import schema
-from worldmodel.datasets.reader import FrameReader, ShardLayout
+from worldmodel.datasets.reader import _DECODERS, FrameReader, ShardLayout, open_frames
 from worldmodel.datasets.store import EpisodeStore, EpisodeWriter
 from worldmodel.datasets.video import write_mp4
+from worldmodel.envs import make_policy, make_world
 from worldmodel.world import Episode, WorldSpec
 
 CLIP = 16
+STEPS = 256
 WORKERS = (1, 2)
 
 
@@ -58,7 +63,7 @@ class Contestant(ABC):
 
     def files(self, episode: int) -> list[Path]:
         """The files whose pages a cold read must not find in memory."""
-        return [self.store.path / "episodes" / self.store.ids[episode] / "frames/c/0/0/0/0"]
+        return [self.folder / "x.zarr/episodes" / self.store.ids[episode] / "frames/c/0/0/0/0"]
 
     def bytes_per_frame(self) -> float:
         files = {file for episode in range(len(self.store)) for file in self.files(episode)}
@@ -74,7 +79,7 @@ class Store(Contestant):
 class PlainZarr(Contestant):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        root = self.store.path / "episodes"
+        root = folder / "x.zarr/episodes"
         self.arrays = [zarr.open_array(root / name / "frames", mode="r") for name in self.store.ids]
 
     def read(self, episode: int, start: int) -> np.ndarray:
@@ -97,13 +102,57 @@ class Limit(Contestant):
             data = file.read_bytes()
             there = [place for place in index if place[1] < len(data)]
             self.chunks.append([data[at : at + size - 4] for at, size in there])
-            self.chunk = layout.chunk
+            self.chunk, self.decode = layout.chunk, _DECODERS[layout.codec]
         self.out = np.empty((self.chunk, self.store.spec.height, self.store.spec.width, 3), "u1")
 
     def read(self, episode: int, start: int) -> np.ndarray:
         for chunk in range(start // self.chunk, -(-(start + CLIP) // self.chunk)):
-            decompress(self.chunks[episode][chunk], self.out)
+            self.decode(self.chunks[episode][chunk], self.out)
         return self.out
+
+
+class Array(Contestant):
+    """Read as the store reads, but compressed in another way."""
+
+    codec: BloscCodec | ZstdCodec
+
+    @classmethod
+    def where(cls, folder: Path, episode: int) -> Path:
+        return folder / cls.__name__ / str(episode)
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.readers = [
+            open_frames(
+                self.where(folder, episode),
+                {"c/0/0/0/0": self.files(episode)[0].stat().st_size},
+            )
+            for episode in range(len(self.store))
+        ]
+
+    def read(self, episode: int, start: int) -> np.ndarray:
+        out = np.empty((CLIP, *self.readers[episode].shape[1:]), np.uint8)
+        self.readers[episode].read(start, start + CLIP, out)
+        return out
+
+    def files(self, episode: int) -> list[Path]:
+        return [self.where(self.folder, episode) / "c/0/0/0/0"]
+
+
+class Zstd3(Array):
+    codec = ZstdCodec(level=3)
+
+
+class ZstdFast(Array):
+    codec = ZstdCodec(level=-1)
+
+
+class Lz4(Array):
+    codec = BloscCodec(cname="lz4", clevel=9, shuffle="noshuffle")
+
+
+class Lz4Best(Array):
+    codec = BloscCodec(cname="lz4hc", clevel=9, shuffle="noshuffle")
 
 
 class Hdf5(Contestant):
@@ -111,7 +160,7 @@ class Hdf5(Contestant):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        if self.name == "zstd":
+        if self.name == "lz4hc":
             import hdf5plugin  # noqa: F401  registers the codec
         self.file = h5py.File(folder / f"{self.name}.h5", "r")
         self.starts = np.cumsum([0] + [self.store.lengths[n] + 1 for n in self.store.ids])
@@ -134,8 +183,8 @@ class Hdf5Gzip(Hdf5):
     name = "gzip"
 
 
-class Hdf5Zstd(Hdf5):
-    name = "zstd"
+class Hdf5Lz4(Hdf5):
+    name = "lz4hc"
 
 
 class Memmap(Hdf5):
@@ -186,15 +235,36 @@ class OpenCV(Mp4):
 CONTESTANTS: dict[str, type[Contestant]] = {
     "store": Store,
     "limit: decoding alone": Limit,
+    "store's reader, zstd 3": Zstd3,
+    "store's reader, zstd -1": ZstdFast,
+    "store's reader, lz4": Lz4,
+    "store's reader, lz4hc 9": Lz4Best,
     "zarr-python": PlainZarr,
     "HDF5 contiguous": Hdf5,
     "HDF5 chunked": Hdf5Chunked,
     "HDF5 chunked, gzip 4": Hdf5Gzip,
-    "HDF5 chunked, zstd 3": Hdf5Zstd,
+    "HDF5 chunked, lz4hc 5": Hdf5Lz4,
     "np.memmap": Memmap,
     "MP4, PyAV": PyAV,
     "MP4, OpenCV": OpenCV,
 }
+
+
+def played(size: int, episodes: int) -> list[np.ndarray]:
+    """Return frames of the world 'doom', of whole episodes under its policy."""
+    world, found = make_world("doom", size=size), []
+    for seed in range(episodes):
+        policy: Any = make_policy("mix", seed)
+        policy.attach(world)
+        step = world.reset(seed)
+        policy.reset(seed)
+        frames = [step.frame]
+        for _ in range(STEPS):
+            step = world.step(policy.act(step, world.spec))
+            frames.append(step.frame)
+        found.append(np.stack(frames))
+    world.close()
+    return found
 
 
 def prepare(folder: Path, episodes: list[np.ndarray]) -> None:
@@ -206,6 +276,15 @@ def prepare(folder: Path, episodes: list[np.ndarray]) -> None:
         still = np.zeros((steps, 3), np.float32), np.zeros(steps, np.uint16)
         writer.write(Episode(frames, *still, {}, (), {"seed": seed}))
         write_mp4(folder / f"{seed}.mp4", frames, 8.75)
+        for kind in Array.__subclasses__():
+            chunk, shape = schema.CHUNK_FRAMES, frames.shape[1:]
+            zarr.create_array(
+                kind.where(folder, seed),
+                data=frames,
+                chunks=(chunk, *shape),
+                shards=(-(-len(frames) // chunk) * chunk, *shape),
+                compressors=[kind.codec, Crc32cCodec()],
+            )
     whole = np.concatenate(episodes)
     np.save(folder / "frames.npy", whole)
     chunks = (schema.CHUNK_FRAMES, height, width, 3)
@@ -217,7 +296,8 @@ def prepare(folder: Path, episodes: list[np.ndarray]) -> None:
     with contextlib.suppress(ImportError):
         import hdf5plugin
 
-        options["zstd"] = {"chunks": chunks, **hdf5plugin.Zstd(clevel=schema.ZSTD_LEVEL)}
+        codec = hdf5plugin.Blosc(cname="lz4hc", clevel=schema.LZ4_LEVEL, shuffle=0)
+        options["lz4hc"] = {"chunks": chunks, **codec}
     for name, how in options.items():
         with h5py.File(folder / f"{name}.h5", "w") as file:
             file.create_dataset("frames", data=whole, **how)
@@ -231,14 +311,12 @@ def drop(files: list[Path]) -> None:
         os.close(file)
 
 
-def work(folder: Path, pipe: Connection) -> None:
+def work(folder: Path, name: str, pipe: Connection) -> None:
     """Read when told to; answer with (clips, seconds)."""
     cv2.setNumThreads(1)
-    opened: dict[str, Contestant] = {}
+    contestant = CONTESTANTS[name](folder)
     while (order := pipe.recv()) is not None:
-        name, cold, seconds, seed, clock = order
-        contestant = opened.get(name) or CONTESTANTS[name](folder)
-        opened[name] = contestant
+        cold, seconds, seed, clock = order
         rng = np.random.default_rng(seed)
         clips, spent = 0, 0.0
         while spent < seconds:
@@ -255,15 +333,17 @@ def work(folder: Path, pipe: Connection) -> None:
 
 
 def measure(folder: Path, names: list[str], rounds: int, seconds: float, cpu: bool) -> dict:
-    """Return clips/s (median of the rounds) by contestant, cold or not, workers."""
+    """Return clips/s of each round by contestant, cold or not, workers."""
     context = multiprocessing.get_context("spawn")
-    pipes, processes = [], []
-    for _ in range(max(WORKERS)):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(folder, theirs), daemon=True)
-        process.start()
-        pipes.append(ours)
-        processes.append(process)
+    pipes: dict[str, list[Connection]] = {name: [] for name in names}
+    processes = []
+    for name in names:
+        for _ in range(1 if cpu else max(WORKERS)):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=work, args=(folder, name, theirs), daemon=True)
+            process.start()
+            pipes[name].append(ours)
+            processes.append(process)
     found: dict[tuple, list[float]] = {}
     for turn in range(rounds + 1):
         for cold in (False,) if cpu else (False, True):
@@ -271,17 +351,18 @@ def measure(folder: Path, names: list[str], rounds: int, seconds: float, cpu: bo
                 for name in names:
                     if cold and name.startswith("limit"):
                         continue
-                    for i, pipe in enumerate(pipes[:workers]):
+                    for i, pipe in enumerate(pipes[name][:workers]):
                         clock = time.process_time if cpu else time.perf_counter
-                        pipe.send((name, cold, seconds, [turn, i], clock))
-                    answers = [pipe.recv() for pipe in pipes[:workers]]
+                        pipe.send((cold, seconds, [turn, i], clock))
+                    answers = [pipe.recv() for pipe in pipes[name][:workers]]
                     if turn:  # the first round opens files and fills caches
                         rate = sum(clips / spent for clips, spent in answers)
                         found.setdefault((name, cold, workers), []).append(rate)
-    for pipe, process in zip(pipes, processes, strict=True):
+    for pipe in itertools.chain(*pipes.values()):
         pipe.send(None)
+    for process in processes:
         process.join()
-    return {key: statistics.median(rates) for key, rates in found.items()}
+    return found
 
 
 def check(folder: Path, names: list[str]) -> None:
@@ -297,7 +378,7 @@ def check(folder: Path, names: list[str]) -> None:
             assert error < (12 if isinstance(contestant, Mp4) else 1e-9), (name, error)
 
 
-def table(folder: Path, names: list[str], rates: dict[tuple, float]) -> str:
+def table(folder: Path, names: list[str], rates: dict[tuple, list[float]]) -> str:
     head = "| read from | bytes/frame | warm, 1 | warm, 2 | cold, 1 | cold, 2 | store is, warm |"
     lines = [head, "|---|" + "---:|" * 6]
     for name in names:
@@ -305,45 +386,39 @@ def table(folder: Path, names: list[str], rates: dict[tuple, float]) -> str:
         for cold in (False, True):
             for workers in WORKERS:
                 rate = rates.get((name, cold, workers))
-                cells.append("" if rate is None else f"{rate:.0f}")
-        ratio = rates["store", False, 1] / rates[name, False, 1]
+                cells.append("" if rate is None else f"{statistics.median(rate):.0f}")
+        pairs = zip(rates["store", False, 1], rates[name, False, 1], strict=True)
+        ratio = statistics.median(ours / other for ours, other in pairs)
         lines.append(f"| {name} | {' | '.join(cells)} | {ratio:.2f} x |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--store", help="frames to use; else some are collected")
+    parser.add_argument("--store", help="frames to use; else some are played")
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.5)
-    parser.add_argument("--episodes", type=int, default=32)
+    parser.add_argument("--episodes", type=int, default=8)
     parser.add_argument("--cpu", action="store_true")
     options = parser.parse_args()
     names = list(CONTESTANTS)
     with contextlib.suppress(ImportError):
         import hdf5plugin  # noqa: F401
     if "hdf5plugin" not in sys.modules:
-        names.remove("HDF5 chunked, zstd 3")
+        names.remove("HDF5 chunked, lz4hc 5")
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as temporary:
-        if not options.store:
-            options.store = f"{temporary}/source.zarr"
-            words = ["env=doom", f"episodes={options.episodes}", f"out={options.store}"]
-            command(["collect", *words])
-        store = EpisodeStore(options.store)
-        source = [store.frames(name) for name in store.select("train")[: options.episodes]]
-        print(f"{os.cpu_count()} cores, {len(source)} episodes; clips of {CLIP} frames a second")
-        for size in options.sizes:
+        print(f"{os.cpu_count()} cores; clips of {CLIP} frames a second")
+        sizes = [EpisodeStore(options.store).spec.height] if options.store else options.sizes
+        for size in sizes:
             folder = Path(temporary) / str(size)
             folder.mkdir()
-            how = cv2.INTER_AREA if size < source[0].shape[1] else cv2.INTER_CUBIC
-            scaled = [
-                frames
-                if frames.shape[1:3] == (size, size)
-                else np.stack([cv2.resize(f, (size, size), interpolation=how) for f in frames])
-                for frames in source
-            ]
-            prepare(folder, scaled)
+            if options.store:
+                store = EpisodeStore(options.store)
+                episodes = [store.frames(name) for name in store.ids[: options.episodes]]
+            else:
+                episodes = played(size, options.episodes)
+            prepare(folder, episodes)
             check(folder, names)
             rates = measure(folder, names, options.rounds, options.seconds, options.cpu)
             print(f"\n{size}x{size} pixels, {size * size * 3} bytes raw\n")

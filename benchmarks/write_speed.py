@@ -1,12 +1,15 @@
-"""How many frames per second do writers commit, beside what the fastest world produces?
+"""How many frames per second do writers commit, beside what the worlds produce?
 
 python benchmarks/write_speed.py [--sizes 64 128] [--worlds doom minigrid crafter] [--rounds 5]
 
-Writers commit whole episodes of 257 frames that the first world showed, synced to the disk; the
-worlds take random keys and do nothing else. Both alternate, in 1 and in 2 processes; medians.
+Writers commit whole episodes of 257 frames that the world showed, synced to the disk; the worlds
+take random keys and do nothing else. Both alternate, in 1 and in 2 processes; shown are medians of
+the rounds, and of the ratios within each round. `CPU ratio` compares the processor time per frame,
+of a process with its engine, instead of the clock. It needs Linux.
 """
 
 import argparse
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -14,9 +17,9 @@ import tempfile
 import time
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 import numpy as np
+from collect_speed import Speed, cpu_s
 
 from worldmodel.datasets.store import EpisodeWriter
 from worldmodel.envs import make_policy, make_world
@@ -43,54 +46,57 @@ def play(world: World, seed: int, steps: int) -> list[np.ndarray]:
 
 def work(path: str, size: int, pipe: Connection) -> None:
     """Write or step for a while when told to; answer with frames/s."""
-    worlds: dict[str, World] = {}
-    source = make_world("doom", size=size)
-    frames = np.stack(play(source, 0, STEPS))
-    writer = EpisodeWriter(path, source.spec)
-    still = np.zeros((STEPS, 3), np.float32), np.zeros(STEPS, np.uint16)
-    episode = Episode(frames, *still, {}, (), {"seed": 0})
+    opened: dict[str, tuple[World, EpisodeWriter, Episode]] = {}
     seed = os.getpid() << 16
     while (order := pipe.recv()) is not None:
-        name, seconds = order
-        if name != "writer" and name not in worlds:
-            worlds[name] = make_world(name, size=size)
-            play(worlds[name], seed, 16)
-        began, done = time.perf_counter(), 0
+        name, writes, seconds = order
+        if name not in opened:
+            world = make_world(name, size=size)
+            still = np.zeros((STEPS, 3), np.float32), np.zeros(STEPS, np.uint16)
+            episode = Episode(np.stack(play(world, 0, STEPS)), *still, {}, (), {})
+            opened[name] = world, EpisodeWriter(f"{path}/{name}.zarr", world.spec), episode
+        world, writer, episode = opened[name]
+        began, began_cpu, done = time.perf_counter(), cpu_s(), 0
         while time.perf_counter() - began < seconds:
             seed += 1
-            if name == "writer":
+            if writes:
                 writer.write(replace(episode, info={"seed": seed}))
                 done += STEPS + 1
             else:
-                done += len(play(worlds[name], seed, 64)) - 1
-        pipe.send(done / (time.perf_counter() - began))
-    for world in (source, *worlds.values()):
+                done += len(play(world, seed, 64)) - 1
+        clock, cpu = time.perf_counter() - began, cpu_s() - began_cpu
+        pipe.send(Speed(done / clock, done / cpu))
+    for world, _, _ in opened.values():
         world.close()
 
 
-def measure(path: Path, size: int, names: list[str], rounds: int, seconds: float) -> dict:
-    """Return frames/s (median of the rounds) by name and workers."""
+Rates = dict[tuple[str, bool, int], list[Speed]]
+"""Speeds of each round by world, whether it was written or played, and workers."""
+
+
+def measure(path: str, size: int, worlds: list[str], rounds: int, seconds: float) -> Rates:
+    """Return how fast processes write and play."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for _ in range(max(WORKERS)):
         ours, theirs = context.Pipe()
-        process = context.Process(target=work, args=(str(path), size, theirs), daemon=True)
+        process = context.Process(target=work, args=(path, size, theirs), daemon=True)
         process.start()
         pipes.append(ours)
         processes.append(process)
-    found: dict[tuple[str, int], list[float]] = {}
+    found: Rates = {}
     for turn in range(rounds + 1):
-        for workers in WORKERS:
-            for name in names:
-                for pipe in pipes[:workers]:
-                    pipe.send((name, seconds))
-                rate = sum(pipe.recv() for pipe in pipes[:workers])
-                if turn:  # the first round warms up
-                    found.setdefault((name, workers), []).append(rate)
+        for workers, name, writes in itertools.product(WORKERS, worlds, (False, True)):
+            for pipe in pipes[:workers]:
+                pipe.send((name, writes, seconds))
+            clocks, cpus = zip(*(pipe.recv() for pipe in pipes[:workers]), strict=True)
+            if turn:  # the first round warms up
+                speed = Speed(sum(clocks), sum(cpus) / workers)
+                found.setdefault((name, writes, workers), []).append(speed)
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(None)
         process.join()
-    return {key: statistics.median(rates) for key, rates in found.items()}
+    return found
 
 
 def main() -> None:
@@ -100,18 +106,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
-    print(f"{os.cpu_count()} cores; frames a second")
+    print(f"{os.cpu_count()} cores; frames a second\n")
+    print("| pixels | world | processes | world gives | writer takes | ratio | CPU ratio |")
+    print("|---|---|---:|---:|---:|---:|---:|")
     for size in options.sizes:
-        names = ["writer", *options.worlds]
         with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR")) as folder:
-            path = Path(folder) / "x.zarr"
-            rates = measure(path, size, names, options.rounds, options.seconds)
-        print(f"\n| {size}x{size} | 1 process | 2 processes | writer is, 1 | writer is, 2 |")
-        print("|---|---:|---:|---:|---:|")
-        for name in names:
-            one, two = rates[name, 1], rates[name, 2]
-            ratios = [rates["writer", n] / rates[name, n] for n in WORKERS]
-            print(f"| {name} | {one:.0f} | {two:.0f} | {ratios[0]:.1f} x | {ratios[1]:.1f} x |")
+            rates = measure(folder, size, options.worlds, options.rounds, options.seconds)
+        for name, workers in itertools.product(options.worlds, WORKERS):
+            given, taken = rates[name, False, workers], rates[name, True, workers]
+            pairs = list(zip(given, taken, strict=True))
+            clocks = (statistics.median(s.clock for s in speeds) for speeds in (given, taken))
+            cells = [str(size), name, str(workers), *(f"{clock:.0f}" for clock in clocks)]
+            cells.append(f"{statistics.median(w.clock / g.clock for g, w in pairs):.1f} x")
+            cells.append(f"{statistics.median(w.cpu / g.cpu for g, w in pairs):.1f} x")
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from worldmodel.datasets.disk import Place
 from worldmodel.datasets.store import EpisodeStore, EpisodeWriter, strays
+from worldmodel.datasets.url import Unreachable, Url
 from worldmodel.errors import UserError
 from worldmodel.world import Episode, WorldSpec
 
@@ -28,7 +30,7 @@ _DIFFER = ("name", "height", "width", "fps", "actions", "objects")
 class Fault:
     """Something wrong in a store: the folder (or file) below `episodes/`, and a sentence."""
 
-    path: Path
+    path: Place
     says: str
 
 
@@ -43,6 +45,8 @@ def faults(store: EpisodeStore, names: Iterable[str]) -> Iterator[Fault]:
         folder = store.path / "episodes" / name
         try:
             episode = store.check(name)
+        except Unreachable:
+            raise  # which says nothing about the episode
         except UserError as error:
             yield Fault(folder, str(error))
             continue
@@ -92,12 +96,17 @@ def _digest(episode: Episode) -> bytes:
     return digest.digest()
 
 
-def move_aside(store: Path, fault: Fault) -> Path:
+def move_aside(store: Place, fault: Fault) -> Path:
     """Move what is faulty to the store's `damaged/` and write down why; return the new place.
 
     Raises:
-        UserError: the store cannot be written; everything stays where it is.
+        UserError: the store cannot be written, or is at a URL; everything stays where it is.
     """
+    if isinstance(store, Url) or isinstance(fault.path, Url):
+        raise UserError(
+            f"{fault.path} cannot be moved aside: at a URL nothing can be renamed. Put it there "
+            "again, or delete it."
+        )
     folder = store / DAMAGED
     try:
         folder.mkdir(exist_ok=True)
@@ -115,12 +124,12 @@ def move_aside(store: Path, fault: Fault) -> Path:
     return place
 
 
-def stray_faults(store: Path) -> list[Fault]:
+def stray_faults(store: Place) -> list[Fault]:
     """Return what lies among a store's episodes and is none."""
     return [Fault(path, f"{path} is not an episode of this schema.") for path in strays(store)]
 
 
-def merge(sources: Sequence[EpisodeStore], out: Path) -> int:
+def merge(sources: Sequence[EpisodeStore], out: Place) -> int:
     """Copy the episodes of several stores into one; return how many `out` then holds.
 
     Episodes that several of them hold are kept once. A merge that was stopped goes on where it
@@ -208,7 +217,7 @@ def assign(levels: Iterable[str], val: float, test: float, seed: int) -> Assignm
 
 
 def split(
-    store: EpisodeStore, out: Path, val: float, test: float, seed: int, by: str | None
+    store: EpisodeStore, out: Place, val: float, test: float, seed: int, by: str | None
 ) -> dict[str, int]:
     """Write a store's episodes to another one with splits by level; return their numbers.
 

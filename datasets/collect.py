@@ -9,10 +9,12 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from worldmodel.datasets import disk
+from worldmodel.datasets.disk import place
 from worldmodel.datasets.pool import LocalPool, Pool
+from worldmodel.datasets.schema import EPISODES
 from worldmodel.datasets.store import EpisodeStore
 from worldmodel.datasets.workers import Annotate, CollectConfig, MakePolicy, Makers, MakeWorld
 from worldmodel.errors import UserError
@@ -82,12 +84,18 @@ def _check(config: CollectConfig) -> None:
         raise UserError(f"seed={config.seed} must not be negative.")
     if config.steps > 99_999:
         raise UserError(f"steps={config.steps} is too many for one episode; at most 99999.")
+    disk.writable(config.out)
+    if config.out.startswith("memory://"):
+        raise UserError(
+            f"out={config.out}: the memory of a process ends with it, and several collect; choose "
+            "a folder, or a URL that all of them see."
+        )
 
 
 def seeds_done(config: CollectConfig) -> set[int]:
     """Return the seeds of the split's episodes in the store; none where there is no store."""
-    path = Path(config.out)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    path = place(config.out)
+    if disk.is_free(path, EPISODES):
         return set()
     store = EpisodeStore(path)
     return {store.describe(name).seed for name in store.select(config.split)}
@@ -102,7 +110,7 @@ def _stopped(config: CollectConfig, asked: range) -> str:
 
 
 def _summary(config: CollectConfig, pool: Pool) -> int:
-    total = len(EpisodeStore(config.out).ids) if Path(config.out).exists() else 0
+    total = len(EpisodeStore(config.out).ids) if place(config.out).exists() else 0
     print(f"Collected {pool.committed} episodes; {config.out} now holds {total}.")
     left = len(pool.pending) + len(pool.failed)
     if not left:

@@ -13,23 +13,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from worldmodel.datasets import care, text_commands
+from worldmodel.datasets import care, disk, text_commands
 from worldmodel.datasets.clips import splits
 from worldmodel.datasets.latents import (
+    LATENTS,
     cached_episodes,
     caches,
     encode_store,
     encoder_hash,
     latent_faults,
 )
-from worldmodel.datasets.schema import SCHEMA_VERSION, annotations_from
+from worldmodel.datasets.schema import EPISODES, SCHEMA_VERSION, annotations_from
 from worldmodel.datasets.store import EpisodeStore, leftovers, remove_leftovers
-from worldmodel.datasets.text import is_text_store
+from worldmodel.datasets.text import TextStore, is_text_store, listed_folders
+from worldmodel.datasets.url import Unreachable
 from worldmodel.errors import UserError, suggest
 from worldmodel.world import Episode
 
 if TYPE_CHECKING:
-    from worldmodel.encoders.rae import RAE
+    from worldmodel.encoders import FrameEncoder
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def repair(config: DataConfig) -> int:
 
 def merge(config: DataConfig) -> int:
     """Copy the episodes of several stores into one."""
-    out = Path(_out(config, "merge"))
+    out = disk.place(_out(config, "merge"))
     total = care.merge([EpisodeStore(path) for path in config.stores], out)
     print(f"{out} now holds {total} episodes.")
     return 0
@@ -166,7 +168,7 @@ def merge(config: DataConfig) -> int:
 
 def split(config: DataConfig) -> int:
     """Write a store anew with splits by level."""
-    out = Path(_out(config, "split"))
+    out = disk.place(_out(config, "split"))
     store = EpisodeStore(config.store)
     counts = care.split(store, out, config.val, config.test, config.seed, config.by)
     print(f"{out}: " + ", ".join(f"{name} {n}" for name, n in sorted(counts.items())) + ".")
@@ -181,8 +183,8 @@ def stats(config: DataConfig) -> int:
     figures = measure(store, _chosen(store, config))
     print(as_text(figures))
     if config.out:
-        text = json.dumps(figures, indent=1) + "\n"
-        _written(Path(config.out), lambda path: path.write_text(text, encoding="utf-8"))
+        text, out = json.dumps(figures, indent=1) + "\n", disk.local(config.out, "out")
+        _written(out, lambda path: path.write_text(text, encoding="utf-8"))
         print(f"{config.out}: the same as JSON.")
     return 0
 
@@ -205,7 +207,7 @@ def export(config: DataConfig) -> int:
     """Write episodes in another format."""
     from worldmodel.datasets import transfer
 
-    out = Path(_out(config, "export"))
+    out = disk.local(_out(config, "export"), "out")
     store = EpisodeStore(config.store)
     names = _chosen(store, config)
     transfer.export(store, names, config.format, out)
@@ -232,7 +234,7 @@ def preview(config: DataConfig) -> int:
     shown: list[tuple[str, Episode]] = [
         (names[i], store.read(names[i])) for i in spread.round().astype(int)
     ]
-    out = Path(config.out or "preview.png")
+    out = disk.local(config.out or "preview.png", "out")
     if out.suffix.lower() == ".mp4":
         pictures = film(shown, store.spec)
         _written(out, lambda path: write_mp4(path, pictures, store.spec.fps))
@@ -267,6 +269,23 @@ def encode(config: DataConfig) -> int:
     return 0
 
 
+def index(config: DataConfig) -> int:
+    """Write the names of what a store holds into it, for web servers that show no listings."""
+    path = disk.writable(config.store)
+    if is_text_store(path):
+        folders = listed_folders(TextStore(path))
+    else:
+        folders = [EPISODES]
+        found = caches(EpisodeStore(path).path)
+        folders += [LATENTS, *(f"{LATENTS}/{cache.digest}" for cache in found)] if found else []
+    try:
+        counts = [disk.write_index(path / folder) for folder in folders]
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}.") from error
+    print(f"{path}: the index names {counts[0]} in {folders[0]}; write it anew after changes.")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[DataConfig], int]] = {
     "info": info,
     "stats": stats,
@@ -279,6 +298,7 @@ COMMANDS: dict[str, Callable[[DataConfig], int]] = {
     "export": export,
     "text": text,
     "encode": encode,
+    "index": index,
 }
 
 
@@ -289,16 +309,16 @@ def _faults(store: EpisodeStore, names: list[str]) -> list[care.Fault]:
     return [*found, *latent_faults(store)]
 
 
-def _encoder(config: DataConfig) -> "RAE":
+def _encoder(config: DataConfig) -> "FrameEncoder":
     """Return the encoder of a checkpoint, or of a file that `worldmodel train` wrote."""
     from worldmodel import checkpoint
-    from worldmodel.encoders.rae import load_rae
+    from worldmodel.encoders.files import load_encoder
 
     if (config.checkpoint is None) == (config.encoder is None):
         raise UserError("encode needs checkpoint=NAME or encoder=RUN/encoder.safetensors.")
     if config.checkpoint is not None:
         return checkpoint.load(config.checkpoint).encoder
-    return load_rae(Path(str(config.encoder)))
+    return load_encoder(Path(str(config.encoder)))
 
 
 def _out(config: DataConfig, command: str) -> str:
@@ -340,6 +360,8 @@ def _tally(store: EpisodeStore, names: list[str]) -> _Tally:
             arrays, episode_info = store.arrays(name), store.info(name)
             tally.bytes_on_disk += store.size_on_disk(name)
             tally.sentences.update(said.kind for said in annotations_from(arrays))
+        except Unreachable:
+            raise
         except UserError:
             tally.damaged += 1
             continue

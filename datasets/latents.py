@@ -3,7 +3,7 @@
     x.zarr/latents/<hash>/zarr.json     group; attributes: the encoder's class and hash
     x.zarr/latents/<hash>/<id>/         float16 [T+1, N, C], one chunk, not compressed, so that
                                         readers may map its file into memory
-    x.zarr/latents/<hash>/.tmp-*        in the making; never read
+    x.zarr/latents/<hash>/.tmp-*        in the making; never read (at URLs: `disk`)
 
 The hash is over everything that decides what the encoder gives, so a cache of another encoder is
 never taken for this one's. An episode's latents appear whole or not at all; whoever is stopped
@@ -12,25 +12,20 @@ goes on where it was. The array's attributes say how its file must be: {bytes, c
 
 import hashlib
 import json
-import os
-import shutil
-import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
-from zarr.errors import ContainsGroupError
 
+from worldmodel.datasets import disk
 from worldmodel.datasets.care import Fault
-from worldmodel.datasets.schema import TEMPORARY, crc32
+from worldmodel.datasets.disk import Place
 from worldmodel.datasets.store import EpisodeStore
+from worldmodel.datasets.url import Unreachable, Url
 from worldmodel.errors import UserError
 
 if TYPE_CHECKING:  # who only looks at a store need not wait for torch
-    import torch
-
     from worldmodel.encoders import FrameEncoder
 
 LATENTS = "latents"
@@ -39,11 +34,15 @@ _CHUNK = "c/0/0/0"
 _ERRORS = (OSError, ValueError, KeyError, TypeError)
 
 
-def encoder_hash(encoder: "torch.nn.Module") -> str:
-    """Return 12 hex digits over an encoder's class, weights and latent statistics."""
+def encoder_hash(encoder: "FrameEncoder") -> str:
+    """Return 12 hex digits over what an encoder is, its weights and latent statistics.
+
+    What it is includes what tensors do not show, as the size that frames are resized to.
+    """
     import torch
 
-    digest = hashlib.sha256(type(encoder).__name__.encode())
+    said = {k: v for k, v in encoder.describe().items() if not k.startswith(_DRAWS[:-1])}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, value in sorted(encoder.state_dict().items()):
         if not name.startswith(_DRAWS):
             array = value.detach().cpu().contiguous()
@@ -55,17 +54,19 @@ def encoder_hash(encoder: "torch.nn.Module") -> str:
 class LatentCache:
     """The latents that one encoder gave for a store's episodes."""
 
-    def __init__(self, store: Path, digest: str) -> None:
+    def __init__(self, store: Place, digest: str) -> None:
         """Look at the cache of the encoder with that hash; there may be none yet."""
         self.store, self.digest = store, digest
         self.folder = store / LATENTS / digest
 
     def has(self, name: str) -> bool:
         """Return whether an episode's latents are there."""
-        return (self.folder / name / "zarr.json").is_file()
+        return (self.folder / name / disk.RECORD).is_file()
 
     def read(self, name: str) -> np.ndarray:
         """Return an episode's latents, mapped from its file: float16 [T+1, N, C], read-only.
+
+        At a URL they are fetched.
 
         Raises:
             UserError: they are missing or damaged.
@@ -73,10 +74,15 @@ class LatentCache:
         folder = self.folder / name
         try:
             shape, facts = _described(folder)
-            size = (folder / _CHUNK).stat().st_size
-            if size != facts["bytes"] or size != 2 * int(np.prod(shape)):
-                raise ValueError(f"{_CHUNK} has {size} bytes instead of {facts['bytes']}")
-            return np.memmap(folder / _CHUNK, "<f2", "r", shape=shape)
+            if facts["bytes"] != 2 * int(np.prod(shape)):
+                raise ValueError(f"{facts['bytes']} bytes cannot have the shape {shape}")
+            chunk = folder / _CHUNK
+            if isinstance(chunk, Url):
+                return np.frombuffer(chunk.read_bytes(facts["bytes"]), "<f2").reshape(shape)
+            disk.check_size(chunk, _CHUNK, facts["bytes"])
+            return np.memmap(chunk, "<f2", "r", shape=shape)
+        except UserError:
+            raise
         except _ERRORS as error:
             raise UserError(self._damaged(name, error)) from error
 
@@ -89,10 +95,12 @@ class LatentCache:
         latents = self.read(name)
         try:
             _, facts = _described(self.folder / name)
-            if crc32(latents.tobytes()) != facts["crc32"]:
+            if disk.file_facts(latents.tobytes()) != facts:
                 raise ValueError("the checksum does not match")
             if len(latents) != frames or not np.isfinite(latents).all():
                 raise ValueError(f"{frames} frames of finite latents were expected")
+        except UserError:
+            raise
         except _ERRORS as error:
             raise UserError(self._damaged(name, error)) from error
 
@@ -102,31 +110,23 @@ class LatentCache:
         Raises:
             UserError: the store cannot be written.
         """
-        temporary = self.folder / f"{TEMPORARY}{name}.{os.getpid()}.{time.monotonic_ns()}"
         data = np.ascontiguousarray(latents, "<f2")
-        facts = {"bytes": data.nbytes, "crc32": crc32(data.tobytes())}
+        facts = disk.file_facts(data.tobytes())
         try:
-            array = zarr.create_array(
-                temporary,
-                shape=data.shape,
-                dtype=data.dtype,
-                chunks=data.shape,
-                compressors=None,
-                attributes={"encoder": self.digest, "file": facts},
-                config={"write_empty_chunks": True},
-                zarr_format=3,
-            )
-            array[...] = data
-            with (temporary / _CHUNK).open("rb") as file:
-                os.fsync(file.fileno())
-            os.rename(temporary, self.folder / name)
+            with disk.committing(self.folder / name) as folder:
+                array = zarr.create_array(
+                    folder,
+                    shape=data.shape,
+                    dtype=data.dtype,
+                    chunks=data.shape,
+                    compressors=None,
+                    attributes={"encoder": self.digest, "file": facts},
+                    config={"write_empty_chunks": True},
+                    zarr_format=3,
+                )
+                array[...] = data
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if not self.has(name):  # else another process was faster
-                raise UserError(f"{self.folder} cannot be written: {error}.") from error
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            raise UserError(f"{self.folder} cannot be written: {error}.") from error
 
     def create(self, kind: str) -> None:
         """Make the cache's folders, where they are missing; `kind` is the encoder's class.
@@ -134,21 +134,19 @@ class LatentCache:
         Raises:
             UserError: the store cannot be written.
         """
-        about = {"encoder": kind, "hash": self.digest}
-        for folder, attributes in ((self.folder.parent, {}), (self.folder, about)):
-            if not (folder / "zarr.json").is_file():
-                try:
-                    zarr.create_group(folder, zarr_format=3, attributes=attributes, overwrite=False)
-                except OSError as error:
-                    raise UserError(f"{folder} cannot be made: {error}.") from error
-                except ContainsGroupError:
-                    pass  # another process was faster
+        try:
+            disk.create_group(self.folder.parent)
+            disk.create_group(self.folder, {"encoder": kind, "hash": self.digest})
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be made: {error}.") from error
 
     def _damaged(self, name: str, error: Exception) -> str:
+        away = f"`worldmodel data repair store={self.store}` moves them aside"
+        if isinstance(self.store, Url):
+            away = f"delete {self.folder / name}"
         return (
             f"{self.store}: the latents {self.digest} of episode {name} are damaged "
-            f"({str(error) or type(error).__name__}). The episode is intact; "
-            f"`worldmodel data repair store={self.store}` moves them aside, and "
+            f"({str(error) or type(error).__name__}). The episode is intact; {away}, and "
             "`worldmodel data encode` computes them again."
         )
 
@@ -169,7 +167,6 @@ def encode_store(
     """
     import torch
 
-    assert isinstance(encoder, torch.nn.Module)
     size = (store.spec.height, store.spec.width)
     if size != (encoder.height, encoder.width):
         raise UserError(
@@ -189,22 +186,19 @@ def encode_store(
     return done
 
 
-def caches(store: Path) -> list[LatentCache]:
+def caches(store: Place) -> list[LatentCache]:
     """Return the caches that a store has."""
     folder = store / LATENTS
-    if not folder.is_dir():
+    try:
+        found = disk.names(folder)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    found = sorted(path for path in folder.iterdir() if (path / "zarr.json").is_file())
-    return [LatentCache(store, path.name) for path in found]
+    return [LatentCache(store, name) for name in found if (folder / name / disk.RECORD).is_file()]
 
 
 def cached_episodes(cache: LatentCache) -> list[str]:
     """Return the names of the episodes whose latents a cache holds."""
-    return sorted(
-        path.name
-        for path in cache.folder.iterdir()
-        if path.is_dir() and not path.name.startswith(TEMPORARY)
-    )
+    return disk.names(cache.folder)
 
 
 def latent_faults(store: EpisodeStore) -> Iterator[Fault]:
@@ -214,11 +208,13 @@ def latent_faults(store: EpisodeStore) -> Iterator[Fault]:
             if name in store.lengths:
                 try:
                     cache.check(name, store.lengths[name] + 1)
+                except Unreachable:
+                    raise  # which says nothing about the data
                 except UserError as error:
                     yield Fault(cache.folder / name, str(error))
 
 
-def _described(folder: Path) -> tuple[tuple[int, ...], dict[str, Any]]:
+def _described(folder: Place) -> tuple[tuple[int, ...], dict[str, Any]]:
     """Return shape and file facts of an array of latents."""
     array = json.loads((folder / "zarr.json").read_text())
     if array["data_type"] != "float16" or array["attributes"]["encoder"] != folder.parent.name:

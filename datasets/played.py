@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from worldmodel.actions import Action
-from worldmodel.datasets import schema
+from worldmodel.datasets import disk, schema
 from worldmodel.datasets.collect import seeds_done
 from worldmodel.datasets.store import EpisodeWriter
 from worldmodel.datasets.workers import Annotate, CollectConfig, Tape, episode_info
@@ -120,10 +120,13 @@ def recover(out: str, annotate: Annotate) -> list[str]:
 
     Returns:
         A line about each that was found.
+
+    Raises:
+        UserError: `out` is a URL, beside which no step can be kept while it is played.
     """
     said = []
-    name = Path(out).name
-    for path in sorted(Path(out).absolute().parent.glob(f"{_escaped(name)}.playing-*")):
+    store = disk.local(out, "out").absolute()
+    for path in sorted(store.parent.glob(f"{_escaped(store.name)}.playing-*")):
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             if not _lock(file.fileno()):
                 continue  # somebody plays it
@@ -143,7 +146,7 @@ class _Spill:
 
     def __init__(self, config: CollectConfig, spec: WorldSpec, info: dict[str, Any]) -> None:
         name = f"{Path(config.out).name}.playing-{os.getpid()}-{time.time_ns()}"
-        self.path = Path(config.out).absolute().with_name(name)
+        self.path = disk.local(config.out, "out").absolute().with_name(name)
         self._synced_s = time.monotonic()
         with self._explained():
             self._file = self.path.open("xb", buffering=0)

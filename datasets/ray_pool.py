@@ -12,10 +12,12 @@ import socket
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from worldmodel.datasets import disk
+from worldmodel.datasets.disk import place
 from worldmodel.datasets.pool import Hand, Pool
+from worldmodel.datasets.schema import EPISODES
 from worldmodel.datasets.workers import CollectConfig, Event, Makers, Stop, work
 from worldmodel.errors import UserError
 
@@ -86,7 +88,7 @@ class RayPool(Pool):
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = ray.get_runtime_context().get_node_id()
-        config = replace(config, out=str(Path(config.out).absolute()))
+        config = replace(config, out=str(place(config.out).absolute()))
         super().__init__(config, pending, makers)
         self._ray, self._started = ray, 0
         self._board: Any = (
@@ -140,7 +142,7 @@ class RayPool(Pool):
         Raises:
             UserError: it is not: it wrote into a folder of its own machine.
         """
-        if not hand.proven and not (Path(self.config.out) / "episodes" / name).is_dir():
+        if not hand.proven and not disk.is_committed(place(self.config.out) / EPISODES / name):
             raise UserError(
                 f"Worker {hand.number} wrote an episode that is not to be seen at "
                 f"{self.config.out} here: with ray= the store must lie in a folder that all nodes "

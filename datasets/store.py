@@ -1,17 +1,13 @@
 """Stores of episodes: `EpisodeWriter` commits them atomically, `EpisodeStore` reads them.
 
-Any number of processes may write and read one store at once, without locks: an episode is built
-in a temporary folder and renamed into place. The layout on disk is that of `schema`.
+Any number of processes may write and read one store at once, without locks: an episode is there
+whole or not at all (`disk` says how, on disks and at URLs). The layout is that of `schema`.
 """
 
 import contextlib
 import json
-import os
 import shlex
-import shutil
-import socket
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,16 +16,17 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from worldmodel.datasets import schema
-from worldmodel.datasets.reader import FrameReader, ZarrFrames, check_size, open_frames
-from worldmodel.datasets.schema import EPISODES, SHARD_FRAMES, TEMPORARY, EpisodeId
+from worldmodel.datasets import disk, schema
+from worldmodel.datasets.arrays import write_bytes, write_frames, write_group
+from worldmodel.datasets.disk import Place, place
+from worldmodel.datasets.reader import FrameReader, ZarrFrames, open_frames
+from worldmodel.datasets.schema import EPISODES, EpisodeId
+from worldmodel.datasets.url import Unreachable, Url
 from worldmodel.errors import UserError
 from worldmodel.world import Annotation, Episode, WorldSpec
 
 _OPEN_EPISODES = 1024  # episodes a store keeps open; each takes some 10 kB
-_ABANDONED_S = 3600.0  # age at which another machine's unfinished episode counts as abandoned
 _READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, IndexError)
 
 
@@ -38,7 +35,7 @@ class EpisodeWriter:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Place,
         spec: WorldSpec,
         licence: str = "unspecified",
         command: str | None = None,
@@ -46,7 +43,7 @@ class EpisodeWriter:
         """Open the store at `path` for episodes of the world `spec`.
 
         Args:
-            path: folder of the store; made if missing.
+            path: folder of the store, or its URL; made if missing.
             spec: the world that the episodes are from.
             licence: under which the data may be used; kept when the store is made.
             command: what makes the store; by default this process's command line.
@@ -55,21 +52,22 @@ class EpisodeWriter:
             UserError: the path is something else, cannot be written, or holds another world's
                 episodes (other frame size, action table, objects or fps).
         """
-        self.path = Path(path)
+        self.path = disk.writable(path)
         self.spec = spec
         # Absolute: a world may change the process's folder while a thread commits (engines do).
         self._episodes = self.path.absolute() / EPISODES
         if not _is_store(self.path):
-            _create(self.path, spec, licence, _command_line() if command is None else command)
+            _create(self.path, spec, licence, command_line() if command is None else command)
         _refuse_other_world(self.path, EpisodeStore(self.path).spec, spec)
 
     def write(self, episode: Episode) -> str:
-        """Commit an episode and return its id; when this returns it is safely on disk.
+        """Commit an episode and return its id; when this returns it is safely on disk, or at a URL.
 
         The same episode written twice is kept once.
 
         Raises:
-            UserError: frames of another size than the store's, or a disk that is full.
+            UserError: frames of another size than the store's, a disk that is full, or a server
+                that fails; what was committed before is intact.
             ValueError: an episode that the schema cannot hold.
         """
         size = (self.spec.height, self.spec.width)
@@ -80,28 +78,23 @@ class EpisodeWriter:
             )
         packed, layout = schema.pack(schema.episode_arrays(episode))
         name = schema.episode_id(episode, packed)
-        folder = self._episodes
-        temporary = folder / f"{TEMPORARY}{name}.{_host()}.{os.getpid()}.{time.monotonic_ns()}"
         try:
-            _write_array(temporary / "frames", episode.frames)
-            _write_array(temporary / "packed", np.frombuffer(packed, np.uint8))
-            record = {
-                "id": str(name),
-                "steps": name.steps,
-                "split": name.split,
-                "info": json.loads(schema.to_text(episode.info)),
-                "layout": layout,
-                "files": {file: _file_facts(temporary / file) for file in _files(temporary)},
-            }
-            zarr.create_group(temporary, zarr_format=3, attributes=schema.seal(record))
-            _sync_tree(temporary)
-            _commit(temporary, folder / str(name))
+            with disk.committing(self._episodes / str(name)) as folder:
+                write_frames(folder / "frames", episode.frames)
+                write_bytes(folder / "packed", packed)
+                record = {
+                    "id": str(name),
+                    "steps": name.steps,
+                    "split": name.split,
+                    "info": json.loads(schema.to_text(episode.info)),
+                    "layout": layout,
+                    "files": disk.facts_of_files(folder),
+                }
+                write_group(folder, schema.seal(record))
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise UserError(f"{self.path} cannot be written: {error}.") from error
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            raise UserError(f"{self.path} cannot be written: {error}. {_lost(name)}") from error
+        except Unreachable as error:
+            raise UserError(f"{error} {_lost(name)}") from error
         return str(name)
 
 
@@ -109,20 +102,20 @@ class EpisodeStore:
     """Reads the committed episodes of a store.
 
     Attributes:
-        path: folder of the store.
+        path: folder of the store, or its URL.
         spec: the world that the episodes are from.
         provenance: package version, time, licence and command of the store's making.
         ids: ids of the episodes committed when the store was opened, sorted by seed.
         lengths: number of steps T of each id; an episode has T+1 frames.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        """Open the store at `path`.
+    def __init__(self, path: str | Place) -> None:
+        """Open the store at `path`, a folder or a URL.
 
         Raises:
             UserError: no such path, not a store, or a store of another schema version.
         """
-        self.path = Path(path)
+        self.path = place(path)
         attributes = _root_attributes(self.path)
         try:
             self.spec = WorldSpec.from_json(attributes["world"])
@@ -132,7 +125,7 @@ class EpisodeStore:
                 f"{self.path / 'zarr.json'} is damaged ({error!r}): it should describe the world "
                 "of the store. The episodes beside it are untouched; restore that one file."
             ) from error
-        parsed = {name: EpisodeId.parse(name) for name in _names(self.path)}
+        parsed = {name: EpisodeId.parse(name) for name in disk.members(self.path, EPISODES)}
         parts = {name: part for name, part in parsed.items() if part}
         self.ids = sorted(parts, key=lambda name: (parts[name].seed, name))
         self.lengths = {name: parts[name].steps for name in self.ids}
@@ -163,7 +156,7 @@ class EpisodeStore:
         """
         reader = self._reader(name)
         frames = reader.frames(0, self.lengths[name] + 1)
-        with _explained(self.path, name, "packed"):
+        with _explained(reader, "packed"):
             return schema.episode_from(frames, reader.arrays(), dict(reader.record["info"]))
 
     def frames(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -224,7 +217,7 @@ class EpisodeStore:
         for file in reader.record["files"]:
             reader.verify(file)
         episode = self.read(name)
-        with _explained(self.path, name, "content"):
+        with _explained(reader, "content"):
             if episode.frames.shape[1:3] != (self.spec.height, self.spec.width):
                 raise ValueError(f"its frames are of {_size(episode.frames.shape[1:3])}")
             packed, _ = schema.pack(schema.episode_arrays(episode))
@@ -239,29 +232,34 @@ class EpisodeStore:
 
     def _reader(self, name: str) -> "_Reader":
         self.describe(name)
-        if name not in self._readers:
+        reader = self._readers.get(name)
+        if reader is None or reader.failed:
             while len(self._readers) >= _OPEN_EPISODES:
                 self._readers.pop(next(iter(self._readers)), None)
-            self._readers[name] = _Reader(self.path, name)
-        return self._readers[name]
+            reader = self._readers[name] = _Reader(self.path, name)
+        return reader
 
 
 class _Reader:
-    """One open episode: its record, and its frames once they are asked for."""
+    """One open episode: its record, and its frames once they are asked for.
 
-    def __init__(self, store: Path, name: str) -> None:
+    One that `failed` is opened anew: whatever was wrong may have been put right meanwhile.
+    """
+
+    def __init__(self, store: Place, name: str) -> None:
         self.store, self.name = store, name
         self.folder = store / EPISODES / name
         self._frames: FrameReader | ZarrFrames | None = None
         self._packed = b""
-        with _explained(store, name, "record"):
+        self.failed = False
+        with _explained(self, "record"):
             text = (self.folder / "zarr.json").read_text()
             self.record: dict[str, Any] = json.loads(text)["attributes"]
             if not schema.sealed(self.record) or self.record["id"] != name:
                 raise ValueError("its checksum does not match")
 
     def frames(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        with _explained(self.store, self.name, "frames"):
+        with _explained(self, "frames"):
             source = self._frames = self._frames or self._open_frames()
             shape = source.shape
             if out is None:
@@ -274,95 +272,68 @@ class _Reader:
             return out
 
     def _open_frames(self) -> FrameReader | ZarrFrames:
-        self.verify("frames/zarr.json")
-        files = self.record["files"]
-        sizes = {n[7:]: files[n]["bytes"] for n in files if n.startswith("frames/")}
-        return open_frames(self.folder / "frames", sizes)
+        metadata = self.verify("frames/zarr.json")
+        sizes = {name: facts["bytes"] for name, facts in self._files("frames").items()}
+        return open_frames(self.folder / "frames", sizes, metadata)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        with _explained(self.store, self.name, "packed"):
+        with _explained(self, "packed"):
             if not self._packed:
-                self.verify("packed/zarr.json")
-                self._expect("packed/c/0")
-                self._packed = np.asarray(_open_array(self.folder / "packed")[:]).tobytes()
+                files = self._files("packed")
+                with disk.on_disk(self.folder / "packed", files) as folder:
+                    disk.verified(folder, "zarr.json", files["zarr.json"])
+                    disk.check_size(folder / "c/0", "packed/c/0", files["c/0"]["bytes"])
+                    self._packed = np.asarray(open_array(folder)[:]).tobytes()
             return schema.unpack(self._packed, self.record["layout"])
 
-    def verify(self, file: str) -> None:
-        with _explained(self.store, self.name, file.split("/", maxsplit=1)[0]):
-            self._expect(file)
-            if _file_facts(self.folder / file) != self.record["files"][file]:
-                raise ValueError(f"the checksum of {file} does not match")
+    def verify(self, file: str) -> bytes:
+        with _explained(self, file.split("/", maxsplit=1)[0]):
+            return disk.verified(self.folder, file, self.record["files"][file])
 
-    def _expect(self, file: str) -> None:
-        check_size(self.folder / file, file, self.record["files"][file]["bytes"])
-
-
-def leftovers(path: str | Path) -> list[Path]:
-    """Return the temporary folders that killed writers left in a store."""
-    folder = Path(path) / EPISODES
-    return [folder / n for n in sorted(os.listdir(folder)) if _is_leftover(folder / n)]
+    def _files(self, array: str) -> dict[str, dict[str, Any]]:
+        """Return the facts of an array's files, by their path below it."""
+        start = f"{array}/"
+        every = self.record["files"].items()
+        return {name.removeprefix(start): facts for name, facts in every if name.startswith(start)}
 
 
-def strays(path: str | Path) -> list[Path]:
+def leftovers(path: str | Place) -> list[Place]:
+    """Return what killed writers left in a store: temporary folders, or marks at a URL."""
+    return disk.leftovers(place(path) / EPISODES)
+
+
+def strays(path: str | Place) -> list[Place]:
     """Return what lies among the episodes of a store and is neither episode nor temporary."""
-    path = Path(path)
-    known = {"zarr.json"}
-    names = [n for n in _names(path) if n not in known and not n.startswith(TEMPORARY)]
-    return [path / EPISODES / name for name in sorted(names) if not EpisodeId.parse(name)]
+    path = place(path)
+    names = disk.members(path, EPISODES)
+    return [path / EPISODES / name for name in names if not EpisodeId.parse(name)]
 
 
-def remove_leftovers(path: str | Path) -> int:
+def remove_leftovers(path: str | Place) -> int:
     """Delete what killed writers left; return how many. Working writers are not disturbed."""
     found = leftovers(path)
-    for folder in found:
-        shutil.rmtree(folder, ignore_errors=True)
+    for left in found:
+        disk.remove_leftover(left)
     return len(found)
 
 
-def _is_leftover(folder: Path) -> bool:
-    if not folder.name.startswith(TEMPORARY):
-        return False
-    with contextlib.suppress(OSError, ValueError):
-        _, host, pid, _ = folder.name.removeprefix(TEMPORARY).split(".")
-        if host == _host():
-            return not _alive(int(pid))
-        return time.time() - folder.stat().st_mtime > _ABANDONED_S
-    return folder.exists()
+def _is_store(path: Place) -> bool:
+    return (path / disk.RECORD).is_file()
 
 
-def _alive(pid: int) -> bool:
+def _root_attributes(path: Place) -> Mapping[str, Any]:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _host() -> str:
-    return socket.gethostname().replace(".", "_") or "host"
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        return os.listdir(path / EPISODES)
-    except OSError as error:
-        raise UserError(f"{path} has lost its folder '{EPISODES}': {error}.") from error
-
-
-def _is_store(path: Path) -> bool:
-    return (path / "zarr.json").is_file()
-
-
-def _root_attributes(path: Path) -> Mapping[str, Any]:
-    if not path.exists():
-        raise UserError(f"There is no store at {path}; `worldmodel collect out={path}` makes one.")
-    if not _is_store(path):
-        raise UserError(f"{path} is not a store of episodes: it has no zarr.json.")
-    try:
-        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+        attributes = json.loads((path / disk.RECORD).read_bytes())["attributes"]
         kind, number = attributes["schema"]["name"], attributes["schema"]["version"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.exists():
+            raise UserError(f"{path} is not a store of episodes: it has no zarr.json.") from error
+        makes = f"`worldmodel collect out={path}` makes one"
+        if isinstance(path, Url) and path.web:
+            makes = f"{path / disk.RECORD} is not there"
+        raise UserError(f"There is no store at {path}; {makes}.") from error
+    except UserError:
+        raise
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not a store of episodes, or its zarr.json is damaged ({error!r})."
@@ -378,33 +349,27 @@ def _root_attributes(path: Path) -> Mapping[str, Any]:
     return attributes
 
 
-def _create(path: Path, spec: WorldSpec, licence: str, command: str) -> None:
+def _create(path: Place, spec: WorldSpec, licence: str, command: str) -> None:
     """Make an empty store; where another process is faster, its store is taken."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not disk.is_free(path, EPISODES):
         raise UserError(f"{path} exists and is not a store of episodes; choose another path.")
-    provenance = {
-        "package": f"worldmodel {version('worldmodel')}",
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "licence": licence,
-        "command": command,
-    }
     attributes = {
         "schema": {"name": schema.SCHEMA_NAME, "version": schema.SCHEMA_VERSION},
         "world": spec.to_json(),
-        "provenance": provenance,
+        "provenance": {
+            "package": f"worldmodel {version('worldmodel')}",
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "licence": licence,
+            "command": command,
+        },
     }
-    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.{time.monotonic_ns()}")
     try:
-        zarr.create_group(temporary, zarr_format=3, attributes=attributes)
-        zarr.create_group(temporary / EPISODES, zarr_format=3)
-        _sync_tree(temporary)
-        _commit(temporary, path)
+        disk.create(path, EPISODES, attributes)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(f"A store cannot be made at {path}: {error}.") from error
 
 
-def _refuse_other_world(path: Path, stored: WorldSpec, spec: WorldSpec) -> None:
+def _refuse_other_world(path: Place, stored: WorldSpec, spec: WorldSpec) -> None:
     if (stored.height, stored.width) != (spec.height, spec.width):
         raise UserError(
             f"{path} holds frames of {_size((stored.height, stored.width))}, so frames of "
@@ -418,7 +383,12 @@ def _refuse_other_world(path: Path, stored: WorldSpec, spec: WorldSpec) -> None:
             )
 
 
-def _command_line() -> str:
+def _lost(name: EpisodeId) -> str:
+    return f"Episode {name} was not committed; those before it are safe."
+
+
+def command_line() -> str:
+    """Return what this process was called with, for a store's provenance."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
@@ -426,75 +396,25 @@ def _size(size: tuple[int, ...]) -> str:
     return f"{size[1]}x{size[0]} pixels"
 
 
-def _write_array(folder: Path, values: np.ndarray) -> None:
-    length = max(1, len(values))
-    if values.ndim == 1:
-        chunks, shards = (length,), None
-    else:
-        chunk, rest = schema.CHUNK_FRAMES, values.shape[1:]
-        chunks = (chunk, *rest)
-        shards = (min(SHARD_FRAMES, -(-length // chunk) * chunk), *rest)
-    array = zarr.create_array(
-        folder,
-        shape=values.shape,
-        dtype=values.dtype,
-        chunks=chunks,
-        shards=shards,
-        compressors=[ZstdCodec(level=schema.ZSTD_LEVEL), Crc32cCodec()],
-        config={"write_empty_chunks": True},  # else black chunks and missing ones look alike
-        zarr_format=3,
-    )
-    array[...] = values
-
-
-def _open_array(folder: Path) -> zarr.Array:
+def open_array(folder: Path) -> zarr.Array:
+    """Open an array in a folder of this machine."""
     return zarr.open_array(folder, mode="r", zarr_format=3)
 
 
-def _files(folder: Path) -> list[str]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path.relative_to(folder).as_posix() for path in found)
-
-
-def _file_facts(file: Path) -> dict[str, Any]:
-    data = file.read_bytes()
-    return {"bytes": len(data), "crc32": schema.crc32(data)}
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _commit(temporary: Path, final: Path) -> None:
-    """Rename a finished folder into place; one that is already there has the same content."""
-    try:
-        os.rename(temporary, final)
-    except OSError:
-        if not (final / "zarr.json").is_file():
-            raise
-        shutil.rmtree(temporary)
-    _sync(final.parent)
-
-
 @contextlib.contextmanager
-def _explained(store: Path, name: str, array: str) -> Iterator[None]:
+def _explained(reader: _Reader, array: str) -> Iterator[None]:
     """Turn whatever goes wrong while reading into one clear sentence."""
     try:
         yield
     except UserError:
         raise
     except _READ_ERRORS as error:
-        reason = str(error) or type(error).__name__
+        reader.failed = True
+        store, reason = reader.store, str(error) or type(error).__name__
+        advice = f"`worldmodel data repair store={store}` moves this one aside."
+        if isinstance(store, Url):
+            advice = "this one has to be put there again."
         raise UserError(
-            f"{store}: '{array}' of episode {name} is damaged ({reason}). The other episodes "
-            f"are intact; `worldmodel data repair store={store}` moves this one aside."
+            f"{store}: '{array}' of episode {reader.name} is damaged ({reason}). The other "
+            f"episodes are intact; {advice}"
         ) from error

@@ -5,7 +5,7 @@
     x.zarr/shards/<id>/zarr.json      group; attributes: the record of the shard
     x.zarr/shards/<id>/packed/        uint8 [bytes], one chunk, zstd level 3 + crc32c
     x.zarr/tokens/<hash>/<id>/...     the same for a shard's token ids, by tokenizer
-    x.zarr/*/.tmp-*                   in the making; never read
+    x.zarr/*/.tmp-*                   in the making; never read (at URLs: `disk`)
 
 A shard holds about 4 MiB of documents. As in an episode (`schema`), the record's `layout` says
 what is where in `packed`: `text` uint8 [N], the documents' UTF-8 one after the other, `ends`
@@ -18,22 +18,20 @@ A document is of the split 'val' if the first 8 bytes of its text's SHA-256, as 
 
 import hashlib
 import json
-import os
-import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
-from worldmodel.datasets import schema, store
-from worldmodel.datasets.schema import TEMPORARY
+from worldmodel.datasets import disk, schema
+from worldmodel.datasets.arrays import write_bytes, write_group
+from worldmodel.datasets.disk import Place, place
+from worldmodel.datasets.store import command_line, open_array
+from worldmodel.datasets.url import Unreachable
 from worldmodel.errors import UserError
 from worldmodel.text import TextTokenizer
 
@@ -69,11 +67,17 @@ class TextDocument:
         return "val" if int.from_bytes(self.digest[:8]) < val * 2**64 else "train"
 
 
-def is_text_store(path: str | Path) -> bool:
-    """Return whether a text store lies at `path`."""
+def is_text_store(path: str | Place) -> bool:
+    """Return whether a text store lies at `path`.
+
+    Raises:
+        UserError: a URL that cannot be used, or does not answer.
+    """
     try:
-        attributes = json.loads((Path(path) / "zarr.json").read_text())["attributes"]
+        attributes = json.loads((place(path) / disk.RECORD).read_text())["attributes"]
         return attributes["schema"]["name"] == SCHEMA_NAME
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -102,14 +106,18 @@ def cut(text: str, size: int = PIECE) -> list[str]:
 
 
 def write_text(
-    path: str | Path, documents: Iterable[TextDocument], source: str, licence: str, val: float = 0.1
+    path: str | Place,
+    documents: Iterable[TextDocument],
+    source: str,
+    licence: str,
+    val: float = 0.1,
 ) -> tuple[int, int]:
     """Add documents to the text store at `path`, made if there is none.
 
     What the store already holds is not added again, so a stopped run goes on when repeated.
 
     Args:
-        path: folder of the store.
+        path: folder of the store, or its URL.
         documents: what to add; empty ones are left out.
         source: where they come from; kept when the store is made.
         licence: under which they may be used; kept as well.
@@ -121,7 +129,7 @@ def write_text(
     Raises:
         UserError: something else at the path, a share out of range, a disk that is full.
     """
-    path = Path(path)
+    path = disk.writable(path)
     if not 0 <= val < 1:
         raise UserError(f"val={val} is a share of the documents, from 0 to below 1.")
     _refuse_other(path)
@@ -149,23 +157,23 @@ class TextStore:
     """Reads the documents of a text store.
 
     Attributes:
-        path: folder of the store.
+        path: folder of the store, or its URL.
         provenance: package version, time, licence, source and command of the store's making.
         val: share of the documents that are of the split 'val'.
         ids: names of the committed shards, sorted.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Place) -> None:
         """Open the store at `path`.
 
         Raises:
             UserError: no text store there, or one of another schema version.
         """
-        self.path = Path(path)
+        self.path = place(path)
         attributes = _attributes(self.path)
         self.provenance: dict[str, Any] = dict(attributes["provenance"])
         self.val = float(attributes["val"])
-        self.ids = _shard_names(self.path / SHARDS)
+        self.ids = [name for name in disk.members(self.path, SHARDS) if name.startswith("text-")]
 
     def read(self, shard: str) -> list[TextDocument]:
         """Return a shard's documents; every byte is checked.
@@ -202,7 +210,7 @@ class TextStore:
         folder = f"{TOKENS}/{tokenizer_hash(tokenizer)}"
         found: list[np.ndarray] = []
         for shard in self.ids:
-            if not (self.path / folder / shard).is_dir():
+            if not disk.is_committed(self.path / folder / shard):
                 return None
             arrays = _read(self.path, f"{folder}/{shard}")
             every = iter(np.split(arrays["ids"], arrays["ends"][:-1]))
@@ -213,12 +221,21 @@ class TextStore:
 
     def tokenizers(self) -> list[str]:
         """Return the hashes of the tokenizers whose ids are stored, of all shards or of some."""
-        folder = self.path / TOKENS
-        return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        try:
+            return disk.names(self.path / TOKENS)
+        except FileNotFoundError:
+            return []
 
     def size_on_disk(self) -> int:
-        """Return the bytes that the store takes, token ids included."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        """Return the bytes that the store's text takes, token ids included.
+
+        Raises:
+            UserError: damaged records.
+        """
+        places = [f"{SHARDS}/{shard}" for shard in self.ids]
+        places += [f"{TOKENS}/{digest}/{s}" for digest in self.tokenizers() for s in self.ids]
+        records = (_record(self.path, p) for p in places if disk.is_committed(self.path / p))
+        return sum(facts["bytes"] for record in records for facts in record["files"].values())
 
 
 def tokenizer_hash(tokenizer: TextTokenizer) -> str:
@@ -226,7 +243,7 @@ def tokenizer_hash(tokenizer: TextTokenizer) -> str:
     return hashlib.sha256(f"{PIECE} {tokenizer.to_json()}".encode()).hexdigest()[:12]
 
 
-def write_tokens(path: str | Path, tokenizer: TextTokenizer) -> int:
+def write_tokens(path: str | Place, tokenizer: TextTokenizer) -> int:
     """Store the token ids of all documents beside them; return how many there are.
 
     Raises:
@@ -236,8 +253,13 @@ def write_tokens(path: str | Path, tokenizer: TextTokenizer) -> int:
     kind = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     folder = f"{TOKENS}/{tokenizer_hash(tokenizer)}"
     total = 0
+    try:
+        disk.create_group(opened.path / TOKENS)
+        disk.create_group(opened.path / folder)
+    except OSError as error:
+        raise UserError(f"{opened.path} cannot be written: {error}.") from error
     for shard in opened.ids:
-        if (opened.path / folder / shard).is_dir():
+        if disk.is_committed(opened.path / folder / shard):
             total += len(_read(opened.path, f"{folder}/{shard}")["ids"])
             continue
         pieces = [cut(document.text) for document in opened.read(shard)]
@@ -256,29 +278,35 @@ def faults(opened: TextStore) -> list[str]:
     """Return a sentence about everything in a store that is damaged."""
     found = []
     tokens = [f"{TOKENS}/{h}/{s}" for h in opened.tokenizers() for s in opened.ids]
-    for place in [*(f"{SHARDS}/{s}" for s in opened.ids), *tokens]:
-        if not (opened.path / place).is_dir():
+    for where in [*(f"{SHARDS}/{s}" for s in opened.ids), *tokens]:
+        if not disk.is_committed(opened.path / where):
             continue  # tokens of a shard that came later
         try:
-            arrays = _read(opened.path, place)
-            whole = arrays["text" if place.startswith(SHARDS) else "ids"]
+            arrays = _read(opened.path, where)
+            whole = arrays["text" if where.startswith(SHARDS) else "ids"]
             ends = arrays["ends"]
             if len(whole) != (ends[-1] if len(ends) else 0) or (np.diff(ends) < 0).any():
-                found.append(f"{opened.path}: '{place}' does not end where its documents do.")
+                found.append(f"{opened.path}: '{where}' does not end where its documents do.")
+        except Unreachable:
+            raise  # which says nothing about the data
         except UserError as error:
             found.append(str(error))
     return found
 
 
-def leftovers(opened: TextStore) -> list[Path]:
-    """Return the temporary folders that killed writers left in a store."""
-    found = sorted(opened.path.glob(f"*/{TEMPORARY}*")) + sorted(
-        opened.path.glob(f"{TOKENS}/*/{TEMPORARY}*")
-    )
-    return [folder for folder in found if store._is_leftover(folder)]
+def listed_folders(opened: TextStore) -> list[str]:
+    """Return the folders of a store that readers list."""
+    found = opened.tokenizers()
+    return [SHARDS, *([TOKENS] if found else []), *(f"{TOKENS}/{digest}" for digest in found)]
 
 
-def _add(path: Path, documents: list[TextDocument], source: str, licence: str, val: float) -> None:
+def leftovers(opened: TextStore) -> list[Place]:
+    """Return what killed writers left in a store: temporary folders, or marks at a URL."""
+    folders = listed_folders(opened)
+    return [left for folder in folders for left in disk.leftovers(opened.path / folder)]
+
+
+def _add(path: Place, documents: list[TextDocument], source: str, licence: str, val: float) -> None:
     """Commit a shard, and the store before it if there is none."""
     if not is_text_store(path):
         _create(path, source, licence, val)
@@ -294,51 +322,54 @@ def _add(path: Path, documents: list[TextDocument], source: str, licence: str, v
     _write(path, f"{SHARDS}/text-{len(data):06d}-{len(whole):09d}-{digest}", arrays)
 
 
-def _write(path: Path, place: str, arrays: Mapping[str, np.ndarray]) -> None:
+def _write(path: Place, where: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Commit arrays as one group: it is there whole or not at all."""
-    final = path / place
-    temporary = final.with_name(f"{TEMPORARY}{final.name}.{_maker()}")
+    member = path / where
+    packed, layout = schema.pack(arrays)
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        packed, layout = schema.pack(arrays)
-        store._write_array(temporary / "packed", np.frombuffer(packed, np.uint8))
-        files = {name: store._file_facts(temporary / name) for name in store._files(temporary)}
-        record = schema.seal({"id": final.name, "layout": layout, "files": files})
-        zarr.create_group(temporary, zarr_format=3, attributes=record)
-        store._sync_tree(temporary)
-        store._commit(temporary, final)
+        with disk.committing(member) as folder:
+            write_bytes(folder / "packed", packed)
+            record = {"id": member.name, "layout": layout, "files": disk.facts_of_files(folder)}
+            write_group(folder, schema.seal(record))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _read(path: Path, place: str) -> dict[str, np.ndarray]:
-    folder = path / place
+def _read(path: Place, where: str) -> dict[str, np.ndarray]:
+    record = _record(path, where)
     try:
-        record = json.loads((folder / "zarr.json").read_text())["attributes"]
-        if not schema.sealed(record) or record["id"] != folder.name:
-            raise ValueError("its checksum does not match")
-        for name, expected in record["files"].items():
-            if store._file_facts(folder / name) != expected:
-                raise ValueError(f"{name} is not what it was")
-        packed = np.asarray(store._open_array(folder / "packed")[:]).tobytes()
+        with disk.on_disk(path / where, record["files"]) as folder:
+            for name, expected in record["files"].items():
+                disk.verified(folder, name, expected)
+            packed = np.asarray(open_array(folder / "packed")[:]).tobytes()
         return schema.unpack(packed, record["layout"])
+    except UserError:
+        raise
     except _DAMAGE as error:
-        raise UserError(
-            f"{path}: '{place}' is damaged ({error}). Delete that folder and give `worldmodel "
-            "data text` again, which adds what is missing."
-        ) from error
+        raise _damaged(path, where, error) from error
 
 
-def _shard_names(folder: Path) -> list[str]:
+def _record(path: Place, where: str) -> dict[str, Any]:
+    member = path / where
     try:
-        return sorted(name for name in os.listdir(folder) if name.startswith("text-"))
-    except OSError as error:
-        raise UserError(f"{folder.parent} has lost its folder '{SHARDS}': {error}.") from error
+        record = json.loads((member / disk.RECORD).read_text())["attributes"]
+        if not schema.sealed(record) or record["id"] != member.name:
+            raise ValueError("its checksum does not match")
+        return record
+    except UserError:
+        raise
+    except _DAMAGE as error:
+        raise _damaged(path, where, error) from error
 
 
-def _attributes(path: Path) -> Mapping[str, Any]:
+def _damaged(path: Place, where: str, error: Exception) -> UserError:
+    return UserError(
+        f"{path}: '{where}' is damaged ({error}). Delete that folder and give `worldmodel "
+        "data text` again, which adds what is missing."
+    )
+
+
+def _attributes(path: Place) -> Mapping[str, Any]:
     if not is_text_store(path):
         kind = "is not a text store" if path.exists() else "does not exist"
         raise UserError(
@@ -357,17 +388,12 @@ def _attributes(path: Path) -> Mapping[str, Any]:
     return attributes
 
 
-def _maker() -> str:
-    return f"{store._host()}.{os.getpid()}.{time.monotonic_ns()}"
-
-
-def _refuse_other(path: Path) -> None:
-    empty = not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    if not empty and not is_text_store(path):
+def _refuse_other(path: Place) -> None:
+    if not disk.is_free(path, SHARDS) and not is_text_store(path):
         raise UserError(f"{path} exists and is not a text store; choose another path.")
 
 
-def _create(path: Path, source: str, licence: str, val: float) -> None:
+def _create(path: Place, source: str, licence: str, val: float) -> None:
     attributes = {
         "schema": {"name": SCHEMA_NAME, "version": SCHEMA_VERSION},
         "provenance": {
@@ -375,17 +401,11 @@ def _create(path: Path, source: str, licence: str, val: float) -> None:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "licence": licence,
             "source": source,
-            "command": store._command_line(),
+            "command": command_line(),
         },
         "val": val,
     }
-    temporary = path.with_name(f".{path.name}.{_maker()}")
     try:
-        zarr.create_group(temporary, zarr_format=3, attributes=attributes)
-        zarr.create_group(temporary / SHARDS, zarr_format=3)
-        store._sync_tree(temporary)
-        store._commit(temporary, path)
+        disk.create(path, SHARDS, attributes)
     except OSError as error:
         raise UserError(f"A text store cannot be made at {path}: {error}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,6 +1,5 @@
 """`worldmodel data` on text stores: text, info, validate, preview."""
 
-import shutil
 import sys
 import textwrap
 from collections import Counter
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from worldmodel.datasets import disk
 from worldmodel.datasets import text as texts
 from worldmodel.datasets.importers.text import (
     PYTHON,
@@ -75,8 +75,8 @@ def validate(path: str, clean: bool) -> int:
         print(problem)
     if left := texts.leftovers(store):
         print(f"{len(left)} unfinished shards of killed writers; clean=true removes them.")
-        for folder in left if clean else ():
-            shutil.rmtree(folder, ignore_errors=True)
+        for one in left if clean else ():
+            disk.remove_leftover(one)
     verdict = "all intact" if not problems else f"{len(problems)} problems"
     print(f"{store.path}: {len(store.ids)} shards checked, {verdict}.")
     return 1 if problems else 0
@@ -96,7 +96,7 @@ def preview(path: str, split: str | None, count: int, out: str | None) -> int:
         print(shown)
         return 0
     try:
-        Path(out).write_text(shown, encoding="utf-8")
+        disk.local(out, "out").write_text(shown, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error}.") from error
     print(f"{out}: the beginnings of {len(spread)} documents.")

@@ -13,7 +13,8 @@ from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.cli import main
 from worldmodel.datasets.latents import LatentCache, encode_store, encoder_hash
 from worldmodel.datasets.store import EpisodeStore, EpisodeWriter
-from worldmodel.encoders.rae import RAE, RAEConfig, load_rae, save_rae
+from worldmodel.encoders.files import load_encoder, save_encoder
+from worldmodel.encoders.rae import RAE, RAEConfig
 from worldmodel.errors import UserError
 from worldmodel.train.data import load_recordings
 from worldmodel.train.run import cache_latents
@@ -57,8 +58,8 @@ def test_the_hash_is_of_what_decides_the_latents() -> None:
 
 def test_encode_goes_on_where_it_was_and_the_latents_are_right(tmp_path, store, capsys) -> None:
     rae = make_rae()
-    save_rae(rae, tmp_path / "encoder.safetensors")
-    loaded = load_rae(tmp_path / "encoder.safetensors")
+    save_encoder(rae, tmp_path / "encoder.safetensors")
+    loaded = load_encoder(tmp_path / "encoder.safetensors")
     assert encoder_hash(loaded) == encoder_hash(rae)
     assert encode_store(store, rae, store.ids[:1]) == 1  # and there it was stopped
     assert encode(store, tmp_path / "encoder.safetensors") == 0
@@ -120,7 +121,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_found_moved_aside_and_mended(tmp_path, store, capsys, damage) -> None:
     rae = make_rae()
-    save_rae(rae, tmp_path / "encoder.safetensors")
+    save_encoder(rae, tmp_path / "encoder.safetensors")
     encode_store(store, rae, store.ids)
     words = [f"store={store.path}"]
     assert main(["data", "validate", *words]) == 0
@@ -157,7 +158,7 @@ def test_mistakes_are_one_sentence(tmp_path, store) -> None:
         encode_store(store, RAE(RAEConfig(8, 4, 4, 16, 2, 1, 1)), store.ids)
     (tmp_path / "bad.safetensors").write_bytes(b"no")
     with pytest.raises(UserError, match="no encoder that"):
-        load_rae(tmp_path / "bad.safetensors")
+        load_encoder(tmp_path / "bad.safetensors")
     assert encode(store, tmp_path / "missing.safetensors") == 2
     assert main(["data", "encode", f"store={store.path}"]) == 2
     assert encode(store, tmp_path / "bad.safetensors", "checkpoint=doom-nano") == 2

@@ -68,13 +68,13 @@ def mix(stores: list[str], tokenizer: TextTokenizer, weights=(), **mixture) -> S
     return StoreMixture([Sampler(part, tokenizer, chosen, PROSE) for part in parts], weights)
 
 
-def task(sampler, frames: int, tokenizer: TextTokenizer, rank=0, ranks=1, **changes) -> CoreTask:
+def task(sampler, frames: int, tokenizer: TextTokenizer, ranks=1, **changes) -> CoreTask:
     torch.manual_seed(0)
     shape = {"width": 32, "depth": 1, "heads": 2, "kv_heads": 1, "hidden": 32, "experts": 4}
     core = Core(CoreConfig(tokenizer.vocab_size, (4, 4), 4, merge=2, window=3, **shape))
     latents = torch.randn(frames, 16, 4)
     config = CoreTraining(rows=3, length=96, own_past_from=2, shortcut_from=2, **changes)
-    return CoreTask(core, sampler, latents, config, rank=rank, ranks=ranks)
+    return CoreTask(core, sampler, latents, config, ranks=ranks)
 
 
 # --- several stores ---
@@ -197,8 +197,8 @@ def test_a_schedule_that_leaves_nothing_to_draw_is_refused(stores, tokenizer):
 # --- order ---
 
 
-def batches(one: CoreTask, steps: range) -> list[dict[str, torch.Tensor]]:
-    drawn = [one._prepare(step)[2:] for step in steps]
+def batches(one: CoreTask, numbers: range) -> list[dict[str, torch.Tensor]]:
+    drawn = [one._prepare(number)[2:] for number in numbers]
     return [{"clean": clean, "ids": batch.ids, "source": batch.source} for batch, clean in drawn]
 
 
@@ -220,13 +220,13 @@ def test_losses_are_the_same_with_any_number_of_workers(stores, tokenizer, worke
 
 
 def test_ranks_share_one_stream(stores, tokenizer):
-    def make(rank: int, ranks: int) -> CoreTask:
+    def make(ranks: int) -> CoreTask:
         sampler = mix(stores, tokenizer, action=1, video=1)
-        return task(sampler, 153, tokenizer, rank, ranks)
+        return task(sampler, 153, tokenizer, ranks)
 
-    alone = batches(make(0, 1), range(6))
+    alone = batches(make(1), range(6))
     for ranks in (2, 3):
-        parts = [batches(make(rank, ranks), range(6 // ranks)) for rank in range(ranks)]
+        parts = [batches(make(ranks), range(rank, 6, ranks)) for rank in range(ranks)]
         together = [parts[i % ranks][i // ranks] for i in range(6)]
         assert all(same(a, b) for a, b in zip(alone, together, strict=True))
     assert not any(same(alone[i], alone[j]) for i in range(6) for j in range(i))

@@ -19,6 +19,7 @@ from worldmodel.errors import UserError
 from worldmodel.world import Episode, WorldSpec
 
 SHAPE = (50, 6, 5, 3)
+LZ4: dict[str, Any] = {"cname": "lz4hc", "clevel": 5, "shuffle": "noshuffle"}
 SPEC = WorldSpec("toy", ActionTable((ActionRow("forward", "w", "walk", dx=0.5),)), 6, 5)
 
 
@@ -49,15 +50,17 @@ def sharded(index_location: str, **options):
 
 
 FAST = {
-    "as the store writes": {},
-    "no checksum": {"compressors": [ZstdCodec(level=3)]},
+    "as stores were until 0.1": {"chunks": (16, *SHAPE[1:])},
+    "zstd": {},
+    "zstd, no checksum": {"compressors": [ZstdCodec(level=3)]},
+    "as the store writes": {"compressors": [BloscCodec(**LZ4), Crc32cCodec()]},
+    "blosc, shuffled, in blocks": {"compressors": [BloscCodec(shuffle="bitshuffle", blocksize=64)]},
     "one frame a chunk": {"chunks": (1, *SHAPE[1:])},
     "shard as long as a chunk": {"shards": (8, *SHAPE[1:])},
     "index first": sharded("start"),
     "index without checksum": sharded("end", index_codecs=[BytesCodec()]),
 }
 SLOW = {
-    "blosc": {"compressors": [BloscCodec()]},
     "gzip": {"compressors": [GzipCodec()]},
     "no shards": {"shards": None},
     "chunks of parts of frames": {"shards": (32, 6, 10, 3)},
@@ -101,8 +104,21 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path: Path) -> None:
         open_frames(tmp_path / "frames", sizes).read(0, 1, np.empty((1, *SHAPE[1:]), np.uint8))
 
 
+@pytest.mark.parametrize("field", [4, 12])
+def test_a_blosc_chunk_that_lies_about_its_length_is_refused(tmp_path: Path, field: int) -> None:
+    """Blosc would write or read as far as the chunk says."""
+    kind = {"compressors": [BloscCodec(**LZ4)], "chunks": (32, *SHAPE[1:])}
+    sizes = make_array(tmp_path / "frames", frames(), **kind)
+    path = tmp_path / "frames/c/0/0/0/0"
+    data = bytearray(path.read_bytes())
+    data[field : field + 4] = b"\xff\xff\xff\x00"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="as long as it says"):
+        open_frames(tmp_path / "frames", sizes).read(0, 32, np.empty((32, *SHAPE[1:]), np.uint8))
+
+
 def test_a_file_that_goes_is_noticed_by_both_readers(tmp_path: Path) -> None:
-    for kind in ("as the store writes", "no shards"):
+    for kind in ("zstd", "as the store writes", "no shards"):
         folder = tmp_path / kind / "frames"
         sizes = make_array(folder, frames(), **(FAST | SLOW)[kind])
         reader = open_frames(folder, sizes)
@@ -151,13 +167,14 @@ def test_clips_of_damage_and_of_nothing(tmp_path: Path) -> None:
         read_clips(store, windows, threads=2)
 
 
-def test_a_store_in_another_layout_is_read_all_the_same(tmp_path: Path) -> None:
-    """As one that zarr-python was asked to write anew, with other codecs."""
+@pytest.mark.parametrize("kind", ["as stores were until 0.1", "gzip"])
+def test_a_store_in_another_layout_is_read_all_the_same(tmp_path: Path, kind: str) -> None:
+    """As an old one, or one that zarr-python was asked to write anew, with other codecs."""
     store = write_store(tmp_path / "x.zarr")
     folder = store.path / "episodes" / store.ids[0]
     for path in sorted((folder / "frames").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    make_array(folder / "frames", frames(), **SLOW["blosc"], overwrite=True)
+    make_array(folder / "frames", frames(), **(FAST | SLOW)[kind], overwrite=True)
     from worldmodel.datasets import schema
 
     text = json.loads((folder / "zarr.json").read_text())

@@ -14,6 +14,7 @@ import zarr
 
 from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.cli import compose
+from worldmodel.datasets import disk
 from worldmodel.datasets import text as texts
 from worldmodel.datasets.commands import DataConfig, main
 from worldmodel.datasets.importers.text import folder_documents, python_documents
@@ -183,7 +184,7 @@ def test_a_killed_writer_harms_nothing(tmp_path, capsys):
     held = {d.text for d in TextStore(out).documents()}
     assert len(held) >= 3
     assert held == {f"text {number}" for number in range(len(held))}
-    left = out / "shards" / f".tmp-text-000001-000000006-0.{texts.store._host()}.{process.pid}.1"
+    left = out / "shards" / f".tmp-text-000001-000000006-0.{disk.host()}.{process.pid}.1"
     left.mkdir()
     assert run("validate", store=str(out), clean=True) == 0
     assert "unfinished shards of killed writers" in capsys.readouterr().out
