@@ -140,6 +140,10 @@ CAPTIONS: Mapping[str, Forms] = {
     "blocked": _forms(
         "a wall right ahead", held_out=("right ahead is a wall", "a wall blocks the way")
     ),
+    "obstructed": _forms(
+        "something right ahead",
+        held_out=("right ahead is something", "an obstacle right ahead"),
+    ),
     "open": _forms("open space ahead", held_out=("ahead is open space", "nothing blocks the way")),
     "count": _forms("{name} {value}", held_out=("the {name} is {value}", "{name} shows {value}")),
     "doing": _forms("about to {phrase}", held_out=("to be done is {phrase}", "soon to {phrase}")),
@@ -147,6 +151,9 @@ CAPTIONS: Mapping[str, Forms] = {
 
 QUESTIONS: Mapping[str, Forms] = {
     "ahead?": _forms("what is ahead?", held_out=("what is there ahead?", "what stands in front?")),
+    "free?": _forms(
+        "is it free ahead?", held_out=("is there free space ahead?", "can one walk on?")
+    ),
     "dark?": _forms("is it dark?", held_out=("is it a dark place?", "are the lights off?")),
     "light?": _forms(
         "how bright is it?", held_out=("how bright is the place?", "what is the light like?")

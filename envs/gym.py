@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from worldmodel.actions import Action
+from worldmodel.envs import miniworld_facts
 from worldmodel.envs.doom.levels import SPLITS
 from worldmodel.envs.gym_config import GymConfig
 from worldmodel.envs.gym_controls import derive, make_controls
@@ -78,10 +79,13 @@ class GymWorld:
         except BaseException:
             self._close_env()
             raise
+        # What is in sight is told of the agent's own view only.
+        self._miniworld = _is_miniworld(self._env) and self._source.startswith("obs")
+        names = miniworld_facts.object_names(self._env) if self._miniworld else ()
         self._native, self._id = controls.native, config.id
         fps = config.fps or float(self._env.metadata.get("render_fps") or 30) / config.repeat
         height, width = (size, size) if size else (config.height, config.width)
-        self._spec = WorldSpec(config.name, controls.table, height, width, fps)
+        self._spec = WorldSpec(config.name, controls.table, height, width, fps, names)
         self._step: Step | None = None
         self._closed = False
         if derived:
@@ -199,7 +203,9 @@ class GymWorld:
         return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
     def _read_facts(self, info: Mapping[str, Any]) -> dict[str, Any]:
-        facts = {}
+        facts: dict[str, Any] = {}
+        if self._miniworld:
+            facts = miniworld_facts.read(self._env, self._spec.objects)
         for fact, place in self._facts.items():
             value: Any = info
             for part in place.split("."):
@@ -271,6 +277,10 @@ def _prepare_pyglet() -> None:
 
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         pyglet.options["headless"] = True
+
+
+def _is_miniworld(env: gymnasium.Env) -> bool:
+    return any(base.__module__.startswith("miniworld.") for base in type(env.unwrapped).__mro__)
 
 
 def _module_of(env: gymnasium.Env) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import yaml
 from gymnasium import spaces
 
 from worldmodel.actions import IDLE_PHRASES, MAX_KEYS, Action, ActionRow, ActionTable
@@ -15,6 +16,8 @@ from worldmodel.envs.gym_config import GymConfig, GymRow, check_rows
 from worldmodel.errors import UserError, suggest
 
 Natives = Mapping[str, Any]  # native value by key
+Held = tuple[str, ...]
+Handler = tuple[Callable[[Held], Any], Callable[[str, str], bool]]  # of keys held; whether two join
 
 _IDLE_NAMES = ("noop", "no op", "none", "idle", "nothing", "do nothing")
 _ARROWS = re.compile(r"^(UP|DOWN)?(LEFT|RIGHT)?(FIRE)?$")  # Atari's names of joystick positions
@@ -57,6 +60,7 @@ def make_controls(env: gymnasium.Env, config: GymConfig) -> Controls:
         MultiBinary: a button's number or name, or a list of them; keys held add up.
         MultiDiscrete: `{component: value}`; components that no key held speaks of are idle.
         Box: a list of numbers; those of the keys held are added to the idle one and clipped.
+        Dict: `{component: its native value}`; components that no key held speaks of are idle.
 
     Raises:
         UserError: a value that does not fit the action space, or a space of another kind.
@@ -64,21 +68,12 @@ def make_controls(env: gymnasium.Env, config: GymConfig) -> Controls:
     space, names = env.action_space, action_names(env)
     keys = [row.row.key for row in config.rows]
     natives = {row.row.key: row.native for row in config.rows}
-    if isinstance(space, spaces.Discrete):
-        native, joins = _discrete(space, names, natives, config)
-    elif config.combinations:
+    if config.combinations and not isinstance(space, spaces.Discrete):
         raise UserError(f"combinations are for Discrete actions; those of {config.id} add up.")
-    elif isinstance(space, spaces.MultiBinary):
-        native, joins = _multi_binary(space, names, natives)
-    elif isinstance(space, spaces.MultiDiscrete):
-        native, joins = _multi_discrete(space, natives, config.idle)
-    elif isinstance(space, spaces.Box):
-        native, joins = _box(space, natives, config.idle)
+    if isinstance(space, spaces.Discrete):
+        native, joins = _discrete(space, names, natives, config.idle, config.combinations)
     else:
-        raise UserError(
-            f"{config.id} has {type(space).__name__} actions; a world needs Discrete, "
-            "MultiDiscrete, MultiBinary or Box ones. Wrap it or choose another variant."
-        )
+        native, joins = _handler(space, names, natives, config.idle, config.id)
     rows = []
     for row in config.rows:
         key = row.row.key
@@ -90,6 +85,25 @@ def make_controls(env: gymnasium.Env, config: GymConfig) -> Controls:
         if value is not None and not space.contains(value):
             raise UserError(f"native {value!r} of '{'+'.join(held)}' is no action of {space}.")
     return Controls(table, native)
+
+
+def _handler(
+    space: spaces.Space, names: Sequence[str], natives: Natives, idle: Any, where: str
+) -> Handler:
+    if isinstance(space, spaces.MultiBinary):
+        return _multi_binary(space, names, natives)
+    if isinstance(space, spaces.MultiDiscrete):
+        return _multi_discrete(space, natives, idle)
+    if isinstance(space, spaces.Box):
+        return _box(space, natives, idle)
+    if isinstance(space, spaces.Dict):
+        return _dict(space, natives, idle, where)
+    if isinstance(space, spaces.Discrete):  # a component, where 0 is to do nothing
+        return _discrete(space, names, natives, int(space.start) if idle is None else idle, {})
+    raise UserError(
+        f"{where} has {type(space).__name__} actions; a world needs Discrete, MultiDiscrete, "
+        "MultiBinary or Box ones, or a Dict of them. Wrap it or choose another variant."
+    )
 
 
 def action_names(env: gymnasium.Env) -> tuple[str, ...]:
@@ -114,19 +128,8 @@ def derive(env: gymnasium.Env, config: GymConfig) -> tuple[GymConfig, str]:
         first = int(space.start)
         said = [names[i] if i < len(names) else f"action {i + first}" for i in range(int(space.n))]
         found, together, idle = _from_names(said, first, idle)
-    elif isinstance(space, spaces.MultiBinary):
-        count = int(np.prod(space.shape))
-        found = [(names[i] if i < len(names) else f"button {i}", i) for i in range(count)]
-    elif isinstance(space, spaces.MultiDiscrete):
-        found = [
-            (f"control {i}" if n == 2 else f"control {i} at {value}", {i: value})
-            for i, n in enumerate(np.ravel(space.nvec).tolist())
-            for value in range(1, n)
-        ]
-    elif isinstance(space, spaces.Box):
-        found = _axes(space)
     else:
-        found = []  # make_controls explains
+        found = _find(space, names)
     rows = _rows(found[:MAX_KEYS])
     check_rows([row.row for row in rows])
     kept = {str(name): row.row.key for (name, _), row in zip(found, rows, strict=False)}
@@ -138,6 +141,36 @@ def derive(env: gymnasium.Env, config: GymConfig) -> tuple[GymConfig, str]:
     left = len(found) - len(rows)
     dropped = f"{left} of its {len(found)} controls have no key" if left > 0 else ""
     return replace(config, rows=rows, combinations=listed, idle=idle), dropped
+
+
+def _find(space: spaces.Space, names: Sequence[str] = ()) -> list[tuple[str, Any]]:
+    """Return single actions of a space that is not Discrete; none where `make_controls` refuses."""
+    if isinstance(space, spaces.MultiBinary):
+        count = int(np.prod(space.shape))
+        return [(names[i] if i < len(names) else f"button {i}", i) for i in range(count)]
+    if isinstance(space, spaces.MultiDiscrete):
+        return [
+            (f"control {i}" if n == 2 else f"control {i} at {value}", {i: value})
+            for i, n in enumerate(np.ravel(space.nvec).tolist())
+            for value in range(1, n)
+        ]
+    if isinstance(space, spaces.Box):
+        return _axes(space)
+    if isinstance(space, spaces.Dict):
+        return [
+            (f"{name} {what}".strip(), {name: native})
+            for name, part in space.items()
+            for what, native in (
+                _choices(part) if isinstance(part, spaces.Discrete) else _find(part)
+            )
+        ]
+    return []
+
+
+def _choices(space: spaces.Discrete) -> list[tuple[str, Any]]:
+    """Return all but the first action of a component; a switch needs no more than its name."""
+    first, count = int(space.start), int(space.n)
+    return [("" if count == 2 else f"at {i}", i) for i in range(first + 1, first + count)]
 
 
 def _from_names(
@@ -202,20 +235,24 @@ def _plain(name: str) -> str:
 
 
 def _discrete(
-    space: spaces.Discrete, names: Sequence[str], natives: Natives, config: GymConfig
-) -> tuple[Callable[[tuple[str, ...]], Any], Callable[[str, str], bool]]:
+    space: spaces.Discrete,
+    names: Sequence[str],
+    natives: Natives,
+    idle: Any,
+    together: Mapping[str, Any],
+) -> Handler:
     order = list(natives)
     listed = {frozenset([key]): _number(native, names) for key, native in natives.items()}
-    for text, native in config.combinations.items():
+    for text, native in together.items():
         listed[frozenset(text.split("+"))] = _number(native, names)
     for held, number in listed.items():
         if not space.contains(number):
             raise UserError(f"native {number} of '{'+'.join(held)}' is no action of {space}.")
-    idle = None if config.idle is None else _number(config.idle, names)
+    rest = None if idle is None else _number(idle, names)
 
-    def native(keys: tuple[str, ...]) -> Any:
+    def native(keys: Held) -> Any:
         if not keys:
-            return idle
+            return rest
         parts = [part for part in listed if part <= set(keys)]
         # Among equally large parts the one further down the table counts, as in ActionTable.
         rank = {part: sorted((order.index(key) for key in part), reverse=True) for part in parts}
@@ -224,9 +261,7 @@ def _discrete(
     return native, lambda a, b: any({a, b} <= held for held in listed)
 
 
-def _multi_binary(
-    space: spaces.MultiBinary, names: Sequence[str], natives: Natives
-) -> tuple[Callable[[tuple[str, ...]], Any], Callable[[str, str], bool]]:
+def _multi_binary(space: spaces.MultiBinary, names: Sequence[str], natives: Natives) -> Handler:
     size = int(np.prod(space.shape))
     buttons = {}
     for key, native in natives.items():
@@ -236,7 +271,7 @@ def _multi_binary(
             if not 0 <= button < size:
                 raise UserError(f"native {button} of '{key}' is no button; there are {size}.")
 
-    def native(keys: tuple[str, ...]) -> Any:
+    def native(keys: Held) -> Any:
         pressed = np.zeros(size, np.int8)
         for key in keys:
             pressed[buttons[key]] = 1
@@ -245,9 +280,7 @@ def _multi_binary(
     return native, lambda a, b: True
 
 
-def _multi_discrete(
-    space: spaces.MultiDiscrete, natives: Natives, idle: Any
-) -> tuple[Callable[[tuple[str, ...]], Any], Callable[[str, str], bool]]:
+def _multi_discrete(space: spaces.MultiDiscrete, natives: Natives, idle: Any) -> Handler:
     start = np.ravel(space.start)
     rest = _numbers(idle, len(start), "idle") if idle is not None else start
     parts: dict[str, dict[int, int]] = {}
@@ -261,7 +294,7 @@ def _multi_discrete(
             )
         parts[key] = {int(i): int(value) for i, value in native.items()}
 
-    def native(keys: tuple[str, ...]) -> Any:
+    def native(keys: Held) -> Any:
         action = np.array(rest, space.dtype)
         for key in keys:
             for component, value in parts[key].items():
@@ -274,19 +307,52 @@ def _multi_discrete(
     return native, joins
 
 
-def _box(
-    space: spaces.Box, natives: Natives, idle: Any
-) -> tuple[Callable[[tuple[str, ...]], Any], Callable[[str, str], bool]]:
+def _box(space: spaces.Box, natives: Natives, idle: Any) -> Handler:
     low, high = _bounds(space)
     rest = np.clip(0.0, low, high) if idle is None else _numbers(idle, len(low), "idle")
     push = {key: _numbers(native, len(low), f"'{key}'") for key, native in natives.items()}
 
-    def native(keys: tuple[str, ...]) -> Any:
+    def native(keys: Held) -> Any:
         action = rest + sum((push[key] for key in keys), np.zeros(len(rest)))
         return np.clip(action, low, high).astype(space.dtype).reshape(space.shape)
 
     def joins(a: str, b: str) -> bool:
         return bool((push[a] + push[b]).any())  # exact opposites would do nothing
+
+    return native, joins
+
+
+def _dict(space: spaces.Dict, natives: Natives, idle: Any, where: str) -> Handler:
+    known = list(space.keys())
+    example = {name: told[name] for _, told in _find(space) for name in told}
+    for key, native in {**natives, "idle": {} if idle is None else idle}.items():
+        if not isinstance(native, Mapping):
+            raise UserError(
+                f"native of '{key}' must be a group with some of the components of {where}, for "
+                f"instance {yaml.safe_dump(example, default_flow_style=True).strip()}, got "
+                f"{native!r}."
+            )
+        for name in native:
+            if name not in known:
+                raise UserError(
+                    f"native of '{key}': the actions have no component '{name}'."
+                    f"{suggest(str(name), known)}"
+                )
+    handlers: dict[str, Handler] = {}
+    for name in known:
+        told = {key: native[name] for key, native in natives.items() if name in native}
+        rest = None if idle is None else idle.get(name)
+        handlers[name] = _handler(space[name], (), told, rest, f"{where}, component '{name}',")
+
+    def native(keys: Held) -> Any:
+        return {
+            name: handler(tuple(key for key in keys if name in natives[key]))
+            for name, (handler, _) in handlers.items()
+        }
+
+    def joins(a: str, b: str) -> bool:
+        shared = natives[a].keys() & natives[b].keys()
+        return all(handlers[name][1](a, b) for name in shared)
 
     return native, joins
 

@@ -17,13 +17,22 @@ from worldmodel.world import Annotation, Episode, Facts, WorldSpec
 
 DARK, BRIGHT = 0.3, 0.75  # light below is dark, from is bright; between is dim
 ASIDE = 9.0  # degrees from straight ahead at which something is to the left or right
-NEAR, FAR = 4.0, 10.0  # metres
+CLOSE, NEAR, FAR = 2.0, 4.0, 10.0  # metres
 
 _CLIP_STEPS = (6, 8, 10, 12, 16, 20, 24)
 _COLOURS = {"red", "green", "blue", "yellow", "grey", "white", "brown"}
-_NO_COUNTS = {"pose", "light", "wall", "bearing", "distance", "theme"}
+_NO_COUNTS = {"pose", "light", "wall", "free", "bearing", "distance", "theme"}
 _LARGEST_COUNT = 999
 _PLAIN = Style()
+_STRIDE, _TURN = 0.5, 11.25  # of a table whose keys move nothing by a known amount: doom's
+
+# Which way the first step leads, ahead, to the left and turned, where a motion is about to begin.
+_BEGINS = {
+    "still": {(0, 0, 0)}, "forward": {(1, 0, 0)}, "back": {(-1, 0, 0)},
+    "left": {(0, 0, 1)}, "right": {(0, 0, -1)}, "around": {(0, 0, 1), (0, 0, -1)},
+    "strafe left": {(0, 1, 0)}, "strafe right": {(0, -1, 0)},
+    "forward left": {(1, 0, 1)}, "forward right": {(1, 0, -1)},
+}  # fmt: skip
 
 # How much a kind of instruction is preferred where several hold: the rare ones, so that all
 # are well represented.
@@ -86,13 +95,25 @@ def _doing(episode: Episode, spec: WorldSpec) -> Callable[[int, np.random.Genera
         return lambda t, rng: _key_phrase(spec.actions, keys[t], rng) if t < len(keys) else ""
     if not _moves(episode, spec):
         return lambda t, rng: ""
-    track, last = _track(episode), episode.num_steps
+    track, last = _track(episode, spec.actions), episode.num_steps
 
     def moved(t: int, rng: np.random.Generator) -> str:
-        kinds = list(_motions(track, t, t + _CLIP_STEPS[0])) if t + _CLIP_STEPS[0] <= last else []
+        if t + _CLIP_STEPS[0] > last:
+            return ""
+        # A clip that is mostly a turn may begin with a walk, which is what is about to be done.
+        first = _first(track, t)
+        kinds = [k for k in _motions(track, t, t + _CLIP_STEPS[0]) if first in _BEGINS[k]]
         return phrasings(kinds[0])[0] if kinds else ""
 
     return moved
+
+
+def _first(track: "Track", t: int) -> tuple[int, int, int]:
+    """Return the signs of a step ahead, to the left and turned; 0 for less than half a key's."""
+    half = track.stride / 2, track.stride / 2, track.turn / 2
+    moved = (float(part[t + 1] - part[t]) for part in (track.forward, track.left, track.yaw))
+    ahead, left, yaw = ((m > h) - (m < -h) for m, h in zip(moved, half, strict=True))
+    return ahead, left, yaw
 
 
 def _key_phrase(table: ActionTable, mask: int, rng: np.random.Generator) -> str:
@@ -126,6 +147,7 @@ class Scene:
         place: 'room' or 'corridor'; 'place' where unknown.
         walls: the look of the room's walls, or '' in a corridor or where unknown.
         wall: metres to the wall ahead; NaN where unknown.
+        free: metres to what stops the agent ahead, whatever it is; NaN where unknown.
         objects: (name, side, distance in metres), nearest first; side is 'left', 'ahead' or
             'right'.
         known: names of all the objects there could be; empty where none are ever told of.
@@ -136,6 +158,7 @@ class Scene:
     place: str
     walls: str
     wall: float
+    free: float
     objects: tuple[tuple[str, str, float], ...]
     known: tuple[str, ...]
     counts: tuple[tuple[str, int], ...] = ()
@@ -155,6 +178,7 @@ def look(facts: Facts, index: int, spec: WorldSpec) -> Scene:
         place="corridor" if theme == -1 else "room" if theme >= 0 else "place",
         walls=spec.themes[theme] if 0 <= theme < len(spec.themes) else "",
         wall=float(facts["wall"][index]) if "wall" in facts else np.nan,
+        free=float(facts["free"][index]) if "free" in facts else np.nan,
         objects=tuple(objects),
         known=spec.objects if placed else (),
         counts=tuple(_counts(facts, index)),
@@ -193,9 +217,11 @@ def caption(scene: Scene, rng: np.random.Generator, style: Style = _PLAIN) -> st
         distance = f"{_range(metres)} ".lstrip()
         where = side if side == "ahead" else f"on the {side}"
         parts.append(style.say("object", rng, object=name, range=distance, side=where))
-    elif not scene.objects and scene.wall < 2.0:
+    elif not scene.objects and scene.wall < CLOSE:
         parts.append(style.say("blocked", rng))
-    elif not scene.objects and scene.wall > FAR:
+    elif not scene.objects and scene.free < CLOSE:
+        parts.append(style.say("obstructed", rng))
+    elif not scene.objects and (scene.wall > FAR or scene.free > FAR):
         parts.append(style.say("open", rng))
     if not parts and scene.counts:
         picked = sorted(rng.permutation(len(scene.counts))[:2].tolist())
@@ -231,6 +257,8 @@ def questions(
         ask("ahead?", f"a {ahead[0]}")
     elif not ahead and not np.isnan(scene.wall):
         ask("ahead?", "a wall" if scene.wall < NEAR else "nothing near")
+    if scene.free < CLOSE or scene.free >= NEAR:
+        ask("free?", "no" if scene.free < CLOSE else "yes")
     if scene.light:
         ask("dark?", "yes" if scene.light == "dark" else "no")
         ask("light?", scene.light)
@@ -260,7 +288,7 @@ def questions(
 def instructions(episode: Episode, spec: WorldSpec, rng: np.random.Generator) -> list[Annotation]:
     """Return instructions that clips of the episode fulfil; about one per 5 steps."""
     split = str(episode.info.get("split", "train"))
-    track = _track(episode)
+    track = _track(episode, spec.actions)
     said: list[Annotation] = []
     last: dict[str, int] = {}
     start = 0
@@ -298,6 +326,7 @@ class Track:
         path: float [T+1], length of the path in metres.
         yaw: float [T+1], degrees turned since the start (left positive, unwrapped).
         light, wall: float [T+1]; bearing, distance: float [T+1, K]; empty without facts.
+        stride, turn: metres and degrees of the smallest step that a key makes.
     """
 
     forward: np.ndarray
@@ -308,9 +337,11 @@ class Track:
     wall: np.ndarray
     bearing: np.ndarray
     distance: np.ndarray
+    stride: float
+    turn: float
 
 
-def _track(episode: Episode) -> Track:
+def _track(episode: Episode, table: ActionTable) -> Track:
     facts = episode.facts
     dx, dy, dyaw = np.asarray(episode.actions, float).T
     if "pose" in facts:
@@ -331,6 +362,8 @@ def _track(episode: Episode) -> Track:
         wall=np.asarray(facts.get("wall", empty)),
         bearing=np.asarray(facts.get("bearing", none)),
         distance=np.asarray(facts.get("distance", none)),
+        stride=min((abs(m) for row in table.rows for m in (row.dx, row.dy) if m), default=_STRIDE),
+        turn=min((abs(row.dyaw) for row in table.rows if row.dyaw), default=_TURN),
     )
 
 
@@ -361,21 +394,23 @@ def _motions(track: Track, i: int, j: int) -> Iterator[str]:
     path = track.path[j] - track.path[i]
     yaw = track.yaw[j] - track.yaw[i]
     turning = np.diff(track.yaw[i : j + 1])
-    if path < 0.15 and np.abs(turning).max() < 1:
+    # How far one walks is counted in strides; what a turn is called depends on its degrees alone.
+    stride, most = track.stride, 0.6 * track.stride * steps
+    if path < 0.3 * stride and np.abs(turning).max() < track.turn / 11.25:
         yield "still"
     one_way = abs(yaw) > 0.9 * np.abs(turning).sum()
-    if path < 1.1 and one_way and 40 <= abs(yaw) <= 140:
+    if path < 2.2 * stride and one_way and 40 <= abs(yaw) <= 140:
         yield "left" if yaw > 0 else "right"
-    if path < 1.6 and one_way and 155 <= abs(yaw) <= 205:
+    if path < 3.2 * stride and one_way and 155 <= abs(yaw) <= 205:
         yield "around"
     if np.abs(turning).sum() < 24:
-        if forward > 0.35 * steps and abs(left) < 0.25 * forward:
+        if forward > 0.7 * stride * steps and abs(left) < 0.25 * forward:
             yield "forward"
-        if forward < -0.3 * steps and abs(left) < -0.25 * forward:
+        if forward < -most and abs(left) < -0.25 * forward:
             yield "back"
-        if abs(left) > 0.3 * steps and abs(forward) < 0.3 * abs(left):
+        if abs(left) > most and abs(forward) < 0.3 * abs(left):
             yield "strafe left" if left > 0 else "strafe right"
-    if one_way and forward > 0.3 * steps and 40 <= abs(yaw) <= 140:
+    if one_way and forward > most and 40 <= abs(yaw) <= 140:
         yield "forward left" if yaw > 0 else "forward right"
 
 
@@ -389,7 +424,7 @@ def _about_object(track: Track, i: int, j: int, k: int) -> Iterator[str]:
         direct = closer > 0.6 * path
         if distance[0] > 3.0 and distance[-1] < 2.6 and direct and abs(bearing[-1]) < 30:
             yield "goto"
-        elif closer > 2.0 and direct and abs(bearing[-1]) < 20:
+        elif closer > min(2.0, 4 * track.stride) and direct and abs(bearing[-1]) < 20:
             yield "toward"
     aside = not visible[0] or abs(bearing[0]) > 18
     if visible[-1] and path < 1.6 and aside and turned > 12 and abs(bearing[-1]) < 7:

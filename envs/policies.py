@@ -82,7 +82,7 @@ class RandomPolicy:
         weights = np.array([weight for _, weight in self._choices])
         if self._taste is not None:
             weights = weights * self._taste
-        if facts and float(facts.get("wall", 9.0)) < 1.2:
+        if _free(facts) < 1.2:
             weights = weights * [0.1 if "w" in keys else 1.0 for keys, _ in self._choices]
         pick = int(self._rng.choice(len(weights), p=weights / weights.sum()))
         return [self._choices[pick][0]] * int(self._rng.integers(2, 11))
@@ -205,14 +205,14 @@ class ExplorePolicy:
         """Return keys that lead to a point at `bearing` degrees (left positive), `distance` m."""
         turn = "a" if bearing > 0 else "d"
         times = max(1, round(abs(bearing) / 11.25))
-        if abs(bearing) > 60 or (abs(bearing) > 20 and float(facts["wall"]) < 2.5):
+        if abs(bearing) > 60 or (abs(bearing) > 20 and _free(facts) < 2.5):
             return [(turn,)] * min(times, 8)
         if abs(bearing) > 8:
             side = "q" if bearing > 0 else "e"
             ways: tuple[Keys, ...] = ((turn,), ("w", turn), ("w", side), (side,))
             walk = ways[int(self._rng.choice(4, p=[0.2, 0.58, 0.14, 0.08]))]
             return [walk] * min(times, 4)
-        ahead = min(distance, float(facts["wall"]) - 0.6)
+        ahead = min(distance, _free(facts) - 0.6)
         return [("w",)] * int(np.clip(ahead / 0.5, 1, 6))
 
 
@@ -411,6 +411,11 @@ def _choices(table: ActionTable) -> tuple[tuple[Keys, float], ...]:
 
 def _press(spec: WorldSpec, keys: Keys) -> Action:
     return spec.actions.press(key for key in keys if key in spec.actions.keys)
+
+
+def _free(facts: Facts) -> float:
+    """Return the metres of free way ahead; 9 where nobody knows."""
+    return float(facts.get("free", facts.get("wall", 9.0)))
 
 
 def _cell(x: float, y: float) -> Cell:

@@ -69,13 +69,19 @@ class WorldEnv(gymnasium.Env):
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Do one action."""
+        return self.outcome(self.world.step(self.chosen(action)))
+
+    def chosen(self, action: Any) -> Action:
+        """Return what an element of the action space does."""
         table = self.world.spec.actions
         if self._choices:
-            act = self._choices[int(action)]
-        else:
-            act = table.press(key for key, on in zip(table.keys, action, strict=True) if on)
-        step = self.world.step(act)
-        return self._show(step)[0], 0.0, step.terminated, step.truncated, self._info(step)
+            return self._choices[int(action)]
+        return table.press(key for key, on in zip(table.keys, action, strict=True) if on)
+
+    def outcome(self, step: Step) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Return what `step` gives for a step of the world, which is then shown."""
+        frame, info = self._show(step)
+        return frame, 0.0, step.terminated, step.truncated, info
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
         """Return the last frame, uint8 RGB [H, W, 3]; None without a render mode."""

@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import io
 import multiprocessing
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +26,9 @@ PACKAGES = {
     "breakout": "ale_py", "pong": "ale_py", "carracing": "Box2D", "crafter": "crafter",
     "minigrid": "minigrid", "miniworld": "miniworld", "vizdoom": "vizdoom",
 }  # fmt: skip
+
+
+MEASURED = {"pose", "wall", "bearing", "distance"}
 
 
 def need(preset):
@@ -114,7 +116,8 @@ def test_a_preset_is_played(preset):
         for _ in range(3):
             step = world.step(table.press([key]))
             assert step.text == f"action: {key}"
-            assert set(step.facts) == set(load_preset(preset).facts)
+            measured = MEASURED if preset == "miniworld" else set()
+            assert set(step.facts) == set(load_preset(preset).facts) | measured
             assert all(fact.dtype == np.float32 for fact in step.facts.values())
             frames.append(step.frame)
     assert all(f.shape == (64, 64, 3) and f.dtype == np.uint8 for f in frames)
@@ -201,13 +204,6 @@ def test_splits_share_no_seed():
         make_world("gym:test/Echo-v0", split="trian")
 
 
-def test_documented_tables_are_those_of_the_presets():
-    tables = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
-    text = (ROOT / "docs" / "worlds.md").read_text(encoding="utf-8")
-    assert tables["with_tables"](text) == text
-    assert all(f"<!-- table {name} -->" in text for name in PRESETS)
-
-
 # --- native actions
 
 
@@ -269,6 +265,37 @@ def test_box_vectors_add_up_and_are_clipped():
         world.step(Action((), dx=0.25))
 
 
+CONTROLS = spaces.Dict(
+    {
+        "camera": spaces.Box(-10, 10, (2,)),
+        "jump": spaces.Discrete(2),
+        "walk": spaces.Discrete(3),
+        "hands": spaces.MultiBinary(2),
+    }
+)
+
+
+def test_components_of_a_dict_are_set_side_by_side_and_exclude_each_other():
+    rows = [
+        row("w", {"walk": 1}),
+        row("s", {"walk": 2}),
+        row("a", {"camera": [-5, 0]}),
+        row("d", {"camera": [5, 0]}),
+        row("space", {"jump": 1, "hands": [0, 1]}),
+    ]
+    world = echo(CONTROLS, actions=rows, idle={"camera": [0, 1]})
+    world.reset(0)
+    for keys in (["w", "a", "space"], ["d"], [], ["w", "s"], ["a", "d"]):
+        world.step(world.spec.actions.press(keys))
+    plain = [{name: np.asarray(v).tolist() for name, v in a.items()} for a in taken(world)]
+    still = {"camera": [0, 1], "jump": 0, "walk": 0, "hands": [0, 0]}
+    assert plain[0] == {"camera": [-5, 1], "jump": 1, "walk": 1, "hands": [1, 1]}
+    right = still | {"camera": [5, 1]}
+    assert plain[1:] == [right, still, still | {"walk": 2}, right], "the row further down counts"
+    assert all(CONTROLS.contains(action) for action in taken(world))
+    assert world.spec.actions.press(["w", "s"]).keys == ("s",)
+
+
 @pytest.mark.parametrize(
     ("space", "actions", "message"),
     [
@@ -279,7 +306,12 @@ def test_box_vectors_add_up_and_are_clipped():
         (spaces.MultiDiscrete([2, 2]), [row("w", {2: 1})], "components from 0 to 1"),
         (spaces.MultiDiscrete([2, 2]), [row("w", {0: 5})], "no action of MultiDiscrete"),
         (spaces.Box(-1, 1, (2,)), [row("w", [1])], "list of 2 numbers"),
-        (spaces.Dict(), [row("w", 1)], "Dict actions"),
+        (CONTROLS, [row("w", 1)], r"a group .* \{camera: \[.*\], hands: 1, jump: 1, walk: 2\}"),
+        (CONTROLS, [row("w", {"jmp": 1})], "no component 'jmp'. Did you mean 'jump'"),
+        (CONTROLS, [row("w", {"jump": 2})], "no action of Discrete"),
+        (CONTROLS, [row("w", {"camera": [1]})], "list of 2 numbers"),
+        (spaces.Text(4), [row("w", 1)], "Text actions; a world needs"),
+        (spaces.Dict({"say": spaces.Text(4)}), [row("w", {"say": 1})], "component 'say', has Text"),
     ],
 )
 def test_native_values_that_do_not_fit_are_refused(space, actions, message):
@@ -405,6 +437,7 @@ def test_keys_are_derived_from_every_kind_of_space():
         "parts": (spaces.MultiDiscrete([3, 2]), ["1", "2", "3"]),
         "axes": (spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, np.inf])), ["d", "a", "w"]),
         "many": (spaces.MultiBinary(20), None),
+        "dict": (CONTROLS, None),
     }
     for name, (space, keys) in kinds.items():
         said = io.StringIO()

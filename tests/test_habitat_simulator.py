@@ -72,10 +72,10 @@ def test_a_frame_and_its_facts(habitat):
     assert step.frame.std() > 8, "a wall, a floor and a ceiling at least look different"
     facts = step.facts
     assert set(facts) == {
-        "pose", "wall", "rays", "collided", "bearing", "distance", "depth", "semantic",
+        "pose", "free", "rays", "collided", "bearing", "distance", "depth", "semantic",
     }  # fmt: skip
     assert facts["rays"].shape == (24,)
-    assert facts["wall"] == facts["rays"][0]
+    assert facts["free"] == facts["rays"][0]
     assert facts["depth"].shape == facts["semantic"].shape == (64, 64)
     assert world.spec.objects == rooms.KINDS
 
@@ -133,7 +133,7 @@ def test_keys_move_by_metres_and_degrees(habitat):
 def turn_to_space(world, step):
     """Turn until there are two metres ahead."""
     for _ in range(24):
-        if step.facts["wall"] > 2:
+        if step.facts["free"] > 2:
             return step
         step = world.step(world.spec.actions.press("a"))
     raise AssertionError("no way is free")
@@ -141,15 +141,11 @@ def turn_to_space(world, step):
 
 def test_it_turns_left_when_the_picture_moves_right(habitat):
     """Yaw counts to the left: what was in the middle of the picture is then to the right."""
-    world = habitat(**SENSES)
-    step = look_at_a_thing(world)
-    kind = visible(step)[0]
-    columns = step.facts["semantic"] == kind + 1
-    middle = np.nonzero(columns)[1].mean()
+    world, step, kind = with_a_thing_ahead(habitat)
+    middle = column_of(step, kind)
     step = world.step(world.spec.actions.press("a"))
-    columns = step.facts["semantic"] == kind + 1
-    if columns.any():
-        assert np.nonzero(columns)[1].mean() > middle + 3
+    if (step.facts["semantic"] == kind + 1).any():
+        assert column_of(step, kind) > middle + 3
     assert np.isnan(step.facts["bearing"][kind]) or step.facts["bearing"][kind] < -5
 
 
@@ -157,33 +153,36 @@ def visible(step):
     return np.flatnonzero(~np.isnan(step.facts["distance"])).tolist()
 
 
-def look_at_a_thing(world):
-    """Go to a start from which something is about ahead, not too near."""
+def with_a_thing_ahead(habitat):
+    """The world, a step from which one thing is about ahead, not too near, and which that is."""
+    world = habitat(**SENSES)
     for seed in range(40):
         step = world.reset(seed)
         for _ in range(24):
             near = [k for k in visible(step) if abs(step.facts["bearing"][k]) < 8]
             if len(visible(step)) == 1 and near and 1.5 < step.facts["distance"][near[0]] < 5:
-                return step
+                return world, step, near[0]
             step = world.step(world.spec.actions.press("a"))
     raise AssertionError("nothing to see anywhere")
 
 
+def column_of(step, kind):
+    """The mean column of a thing in the picture of semantic ids."""
+    return np.nonzero(step.facts["semantic"] == kind + 1)[1].mean()
+
+
 def test_bearing_and_distance_are_those_of_the_picture(habitat):
-    world = habitat(**SENSES)
-    step = look_at_a_thing(world)
-    kind = visible(step)[0]
+    world, step, kind = with_a_thing_ahead(habitat)
     pose = step.facts["pose"].astype(float)
     place = thing_places(flat_of(world))[world.spec.objects[kind]]
     assert step.facts["distance"][kind] == pytest.approx(math.dist(place, pose[:2]), abs=0.02)
     assert step.facts["bearing"][kind] == pytest.approx(
         bearing_of(pose, np.array([*place, 0])), abs=0.5
     )
-    mask = step.facts["semantic"] == kind + 1
-    column = np.nonzero(mask)[1].mean() + 0.5
-    seen = math.degrees(math.atan((32 - column) / 32))  # 90 degrees across
+    side = (32 - column_of(step, kind) - 0.5) / 32
+    seen = math.degrees(math.atan(side))  # 90 degrees across
     assert seen == pytest.approx(step.facts["bearing"][kind], abs=6)
-    depth = float(np.median(step.facts["depth"][mask]))
+    depth = float(np.median(step.facts["depth"][step.facts["semantic"] == kind + 1]))
     assert depth == pytest.approx(step.facts["distance"][kind], abs=0.75)
 
 
@@ -204,18 +203,18 @@ def test_things_have_their_colours(habitat):
     assert checked == set(strongest)
 
 
-def test_wall_is_where_the_agent_stops(habitat):
+def test_the_way_is_free_up_to_where_the_agent_stops(habitat):
     world = habitat(**SENSES)
     for seed in range(3):
         step = world.reset(seed)
-        began, wall = step.facts["pose"].astype(float), float(step.facts["wall"])
+        began, free = step.facts["pose"].astype(float), float(step.facts["free"])
         for _ in range(60):
             step = world.step(Action((), 0.1, 0.0, 0.0))
             if step.facts["collided"][0]:
                 break
         assert step.facts["collided"][0], "every way ends somewhere"
         went = math.dist(step.facts["pose"][:2], began[:2])
-        assert went + 0.2 == pytest.approx(wall, abs=0.25)
+        assert went + 0.2 == pytest.approx(free, abs=0.25)
 
 
 def test_sliding_can_be_turned_off(habitat):

@@ -18,6 +18,7 @@ Facts = Mapping[str, np.ndarray]
 `pose` float32 [3]: x and y in metres, yaw in degrees (counter-clockwise, 0 along +x);
 `light` float32 []: brightness of the agent's place, 0 dark to 1 bright;
 `wall` float32 []: metres to the wall straight ahead;
+`free` float32 []: metres to what stops the agent straight ahead, wall or not;
 `bearing` float32 [K]: degrees to each of the world's K objects (positive to the left), and
 `distance` float32 [K]: metres to it; both NaN where the object is not visible;
 `theme` float32 []: which of the world's themes the room has, -1 in a corridor.

@@ -28,9 +28,9 @@ _MAX_OBJECTS = 64  # names that are taken from a scene unasked
 class HabitatWorld:
     """A scene of habitat-sim seen through the eyes of a walker. Implements `World`.
 
-    Besides the documented facts `pose`, `wall`, `bearing` and `distance` (the last two where the
+    Besides the documented facts `pose`, `free`, `bearing` and `distance` (the last two where the
     scene names what is in it) it gives `rays` float32 [24], metres to what stops the agent every
-    15 degrees counter-clockwise from straight ahead, of which `wall` is the first; `collided`
+    15 degrees counter-clockwise from straight ahead, of which `free` is the first; `collided`
     float32 [1], 1 where the step led less far than it should have; and where the description asks
     for them `depth` float32 [size, size], metres along the axis of view, 0 where nothing is, and
     `semantic` int32 [size, size].
@@ -178,7 +178,7 @@ class HabitatWorld:
         rays = self._simulator.rays(RAYS)
         facts: dict[str, Any] = {
             "pose": np.array([x, y, self._simulator.yaw], np.float32),
-            "wall": np.float32(rays[0]),
+            "free": np.float32(rays[0]),
             "rays": rays,
             "collided": np.array([collided], np.float32),
         }
