@@ -17,7 +17,10 @@ from worldmodel.datasets.commands import main as data
 from worldmodel.datasets.played import RecordedWorld, recover
 from worldmodel.datasets.store import EpisodeStore
 from worldmodel.datasets.workers import CollectConfig
+from worldmodel.envs.gym_config import load_preset
 from worldmodel.errors import UserError
+from worldmodel.viewer import human
+from worldmodel.viewer.keys import Keymap
 from worldmodel.world import Annotation, Step, WorldSpec
 
 SPEC = WorldSpec("count", ActionTable((ActionRow("on", "w", "go on", dx=1.0),)), 8, 8, fps=20.0)
@@ -156,6 +159,27 @@ def test_without_a_display_it_is_one_sentence(tmp_path: Path) -> None:
     assert run.stderr.startswith("worldmodel: There is no display")
     assert "policy=mix" in run.stderr
     assert len(run.stderr.splitlines()) == 1
+
+
+def test_settings_that_playing_by_hand_does_not_use_are_said(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [*COMMAND, "env=minigrid", f"out={tmp_path / 'x.zarr'}", "episodes=3", "workers=4"],
+        env={k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")},
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    said = "Playing by hand goes on until you close the window; not used: episodes=3, workers=4.\n"
+    assert run.stdout == said
+    assert run.returncode == 2
+
+
+@pytest.mark.parametrize(("preset", "pause"), [("breakout", "F8"), ("carracing", "Space")])
+def test_the_foot_of_the_window_names_a_key_that_is_not_the_worlds(preset, pause) -> None:
+    table = ActionTable(tuple(row.row for row in load_preset(preset).rows))
+    keymap = Keymap(table, human._BINDINGS)
+    assert keymap.label("pause") == pause
+    assert keymap.command(pause.lower()).name == "pause"
+    assert keymap.label("next") == "Enter"
+    assert keymap.label("say") == "", "there is no such command here"
 
 
 # --- the real window -----------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 import os
 import runpy
+import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,31 +12,28 @@ import yaml
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
-import pygame
 
 import worldmodel
 from worldmodel.errors import UserError
 from worldmodel.evaluate.scenario import Start, parse_scenario
+from worldmodel.viewer.commands import Branch, Chart, Fork, Jump
 from worldmodel.viewer.config import PlayConfig
-from worldmodel.viewer.draw import draw, thumbs
 from worldmodel.viewer.engine import (
     Advance,
+    Ask,
     Denoise,
     Engine,
     Pause,
     Restart,
     Rewind,
     Say,
-    Snapshot,
     describe,
 )
 from worldmodel.viewer.keys import Keymap
-from worldmodel.viewer.layout import make_layout
 from worldmodel.viewer.script import ScriptPlayer
-from worldmodel.viewer.session import Moment, Session, spread
+from worldmodel.viewer.session import Answer, Moment, Session, spread
 from worldmodel.viewer.starts import make_context
 from worldmodel.viewer.textbox import TextBox
-from worldmodel.viewer.view import ViewState
 
 TOY = runpy.run_path(str(Path(__file__).with_name("viewer_toy.py")))
 ToyDream, TABLE = TOY["ToyDream"], TOY["TABLE"]
@@ -98,6 +95,20 @@ def test_keys_sentences_and_nothing_reach_the_model_as_exact_text():
     assert session.length == 5
 
 
+def test_a_question_is_answered_about_the_current_frame_and_changes_nothing():
+    session = Session(ToyDream())
+    session.say("turn left")
+    session.advance(("w",))
+    past = list(session.world.past)
+    assert session.ask(" what is\nahead?\x07") == Answer(
+        1, "what is ahead?", "3 words after 1 steps"
+    )
+    assert (session.world.past, session.world.said) == (past, "turn left")
+    assert session.length == 1
+    with pytest.raises(UserError, match="empty"):
+        session.ask(" ")
+
+
 def test_rewind_takes_the_world_along_and_stops_at_the_start():
     session = Session(ToyDream())
     frames = [session.advance(("w",)).frame for _ in range(5)]
@@ -124,6 +135,8 @@ def test_a_real_world_refuses_what_it_cannot_do():
     session = Session(RealWorld())
     with pytest.raises(UserError, match="does not listen"):
         session.say("hello")
+    with pytest.raises(UserError, match="does not answer"):
+        session.ask("what is ahead?")
     with pytest.raises(UserError, match="cannot go back"):
         session.rewind(1)
     for _ in range(3):
@@ -134,12 +147,17 @@ def test_a_real_world_refuses_what_it_cannot_do():
 
 def test_memory_of_a_long_session_stays_flat(monkeypatch):
     monkeypatch.setattr("worldmodel.viewer.session.HISTORY_BYTES", 1)
+    monkeypatch.setattr("worldmodel.viewer.film.MAX_THUMBS", 64)
     session = Session(ToyDream())
     for _ in range(300):
         session.advance()
-    assert len(session._moments) <= 72
+    frames, thumbs = session.film.sizes
+    assert frames == 1
+    assert thumbs <= 72
     assert session.length == 300
-    assert session.timeline(10)[-1].number == 300
+    shown = session.timeline(10)
+    assert (shown[0].number, shown[-1].number) == (0, 300)
+    assert 3 <= len(shown) <= 10
 
 
 def test_timeline_stands_still_while_it_grows():
@@ -224,6 +242,44 @@ def test_posting_never_waits_for_a_slow_model(engine_of, monkeypatch):
     assert time.monotonic() - begin < 0.2
 
 
+def test_keys_reach_the_model_while_it_answers(engine_of):
+    asked, go_on = threading.Event(), threading.Event()
+
+    class Slow(ToyDream):
+        def answer(self, question):
+            asked.set()
+            assert go_on.wait(10)
+            return "a wall"
+
+    seen, answers = [], []
+    engine = engine_of(
+        Slow, on_step=seen.append, on_answer=lambda now, answer: answers.append((now, answer))
+    )
+    until(lambda: engine.snapshot.steps_done >= 2)
+    engine.post(Ask("what is ahead?"))
+    assert asked.wait(10)
+    done = engine.snapshot.steps_done
+    assert engine.busy_since_s
+    engine.hold(("d",))
+    engine.hold(())
+    engine.post(Say("turn left"))
+    assert engine.snapshot.answer is None
+    go_on.set()
+    until(lambda: engine.snapshot.instruction and engine.snapshot.steps_done >= done + 2)
+    assert engine.snapshot.answer == Answer(done, "what is ahead?", "a wall")
+    assert answers == [(seen[done - 1], engine.snapshot.answer)]
+    assert [moment.keys for moment in seen].count(("d",)) == 1
+    engine.post(Restart())
+    until(lambda: engine.snapshot.answer is None)
+
+
+def test_a_question_to_a_world_that_cannot_answer_is_a_notice(engine_of):
+    engine = engine_of(RealWorld, fps=1)  # its end would be the next notice
+    engine.post(Ask("what is ahead?"))
+    until(lambda: "does not answer" in engine.snapshot.notice)
+    assert engine.snapshot.failure is None
+
+
 def test_pause_single_step_rewind_and_next(engine_of):
     engine = engine_of()
     until(lambda: engine.snapshot.steps_done >= 3)
@@ -281,6 +337,20 @@ def test_a_world_that_cannot_be_loaded_is_a_failure(engine_of):
     engine = engine_of(load)
     until(lambda: engine.snapshot.status == "failed")
     assert isinstance(engine.snapshot.failure, UserError)
+
+
+def test_a_real_world_has_one_future_and_a_map_of_it(engine_of):
+    engine = engine_of(RealWorld, fps=1)
+    until(lambda: engine.snapshot.info)
+    engine.post(Fork((Branch(("w",)), Branch(("a",)))))
+    until(lambda: "one future only" in engine.snapshot.notice)
+    engine.post(Advance(("w",)))
+    engine.post(Chart(True))
+    until(lambda: engine.snapshot.chart)
+    assert engine.snapshot.chart[-1].here
+    engine.post(Jump(0))
+    until(lambda: "cannot go back" in engine.snapshot.notice)
+    assert engine.snapshot.failure is None
 
 
 def test_the_end_of_an_episode_pauses(engine_of):
@@ -394,87 +464,6 @@ def test_typing_at_the_cursor():
     assert box.key("backspace").text == "open the door"
     assert TextBox().opened().typed("a\x00\x1b\nb é 打").text == "a b é 打"
     assert TextBox().opened().key("backspace").key("left").key("delete") == TextBox(True)
-
-
-# Drawing
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fonts():
-    pygame.font.init()
-
-
-def a_view():
-    session = Session(ToyDream())
-    for step in range(30):
-        session.advance(("w",) if step % 2 else ())
-    session.say("turn right")
-    session.advance()
-    snapshot = Snapshot(
-        status="playing",
-        info=describe(session.world),
-        now=session.now,
-        timeline=session.timeline(40),
-        instruction=session.instruction,
-        denoise_steps=4,
-        fps=11.5,
-        step_ms=40.0,
-    )
-    return ViewState(snapshot, held=("w",), latency_ms=50.0, step_times_ms=(40.0, 90.0))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (90, 60), (420, 300), (500, 1400), (2600, 500)])
-@pytest.mark.parametrize("smooth", [True, False])
-def test_every_state_is_drawn_in_every_size(size, smooth):
-    view = a_view()
-    box = TextBox().opened().typed("откро́й дверь 打开门 🚪 " * 50)
-    failed = replace(view.snapshot, status="failed", failure=RuntimeError("x " * 500))
-    surface = pygame.Surface(size)
-    for state in (
-        ViewState(Snapshot()),
-        view,
-        replace(view, help=True, recording_s=61.0, notice="too long " * 80),
-        replace(view, box=box, busy_s=3.0),
-        replace(view, snapshot=failed),
-        replace(view, snapshot=replace(view.snapshot, status="paused")),
-    ):
-        draw(surface, replace(state, smooth=smooth))
-
-
-def test_the_picture_shows_the_frame_in_true_colours_and_shape():
-    view = a_view()
-    surface = pygame.Surface((1000, 800))
-    layout = draw(surface, view)
-    assert layout.picture.width >= 512
-    assert abs(layout.picture.width / layout.picture.height - 64 / 48) < 0.01
-    frame = view.snapshot.now.frame
-    for row, column in ((10, 10), (30, 50)):
-        x = layout.picture.x + round((column + 0.5) * layout.picture.width / 64)
-        y = layout.picture.y + round((row + 0.5) * layout.picture.height / 48)
-        shown = np.array(surface.get_at((x, y))[:3], dtype=int)
-        assert np.abs(shown - frame[row, column]).max() <= 8
-
-
-def test_held_keys_light_up():
-    view = a_view()
-    lit, dark = pygame.Surface((1000, 800)), pygame.Surface((1000, 800))
-    layout = draw(lit, view)
-    draw(dark, replace(view, held=()))
-    panel = layout.panel
-    changed = np.argwhere(
-        np.any(pygame.surfarray.array3d(lit) != pygame.surfarray.array3d(dark), axis=-1)
-    )
-    assert len(changed) > 100
-    assert all(panel.collidepoint(int(x), int(y)) for x, y in changed)
-
-
-def test_thumbnails_stay_inside_and_end_with_now():
-    view = a_view()
-    for width in (300, 700, 1600):
-        layout = make_layout((width, 700), 64 / 48)
-        shown = thumbs(layout, view.snapshot)
-        assert shown[-1][1] is view.snapshot.now
-        assert all(layout.timeline.contains(place) for place, _ in shown)
 
 
 # Settings

@@ -83,6 +83,31 @@ def test_a_script_runs_without_a_display_and_leaves_everything(tmp_path):
     assert not [path for path in tmp_path.rglob("*") if ".part" in path.name]
 
 
+def test_answers_stand_in_the_report_where_they_were_asked_for(tmp_path):
+    script = """
+steps: 6
+events:
+  - {at: 0, hold: w}
+  - {at: 2, say: "what is ahead?"}
+  - {at: 4, say: "turn right"}
+  - {at: 4, say: "is it dark?"}
+"""
+    done = play(tmp_path, "report=r.json", script=script)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    events = [(e["step"], e["text"], e.get("answer")) for e in report["events"]]
+    assert report["frames"] == 6
+    assert events[:4] == [
+        (0, "action: w", None),
+        (1, "action: w", None),
+        (2, "what is ahead?", "3 words after 2 steps"),
+        (2, "action: w", None),
+    ]
+    assert events[5] == (4, "is it dark?", "3 words after 4 steps")
+    assert events[6] == (4, "instruction: turn right\naction: w", None)
+    assert len(events) == 8
+
+
 def test_the_same_script_gives_the_same_frames(tmp_path):
     for name in ("a.npz", "b.npz"):
         assert play(tmp_path, f"frames={name}").returncode == 0

@@ -9,6 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from pygame import Rect
+
+from worldmodel.viewer.commands import Advance, Fork, Jump, Pick
+from worldmodel.viewer.forkview import tiles
+from worldmodel.viewer.journal import read_session
+from worldmodel.viewer.layout import make_layout
 
 TOY = Path(__file__).with_name("viewer_toy.py")
 pytestmark = pytest.mark.display
@@ -133,6 +139,134 @@ def test_held_keys_sentences_and_commands_reach_the_model(player):
     lines = viewer.output.read_text().splitlines()
     assert lines[0].startswith("device: cpu (no CUDA device found)")
     assert not any(line.startswith("Traceback") for line in lines)
+
+
+def test_a_typed_question_is_answered_and_instructs_nothing(player):
+    viewer = player()
+    viewer.sent("action: none")
+    viewer.do("key", "Return")
+    time.sleep(0.2)
+    viewer.do("type", "--delay", "40", "what was dark?")
+    viewer.do("key", "Return")
+    viewer.sent("action: none", times=3)
+    viewer.do("keydown", "w")
+    viewer.sent("action: w", times=2)
+    viewer.do("keyup", "w")
+    viewer.do("key", "Escape")
+    events = viewer.leaves()["events"]
+    (answered,) = (event for event in events if "answer" in event)
+    assert answered["text"] == "what was dark?"
+    assert answered["answer"] == f"3 words after {answered['number']} steps"
+    assert not any(event["instruction"] for event in events)
+
+
+def typed(viewer, text):
+    viewer.do("type", "--delay", "40", text)
+    viewer.do("key", "Return")
+
+
+def session_of(viewer):
+    (path,) = viewer.report.parent.glob("sessions/*.jsonl")
+    return path, read_session(path).commands
+
+
+def test_futures_are_forked_picked_charted_named_and_written_down(player):
+    viewer = player()
+    viewer.sent("action: none", times=3)
+    viewer.do("key", "Return")
+    time.sleep(0.2)
+    typed(viewer, "turn right")
+    viewer.sent("instruction: turn right", times=2)
+
+    viewer.do("key", "f")
+    for text in ("action: w", "action: a", "action: d", "instruction: turn right"):
+        viewer.sent(text, times=2)
+    viewer.do("key", "s")  # one future more
+    viewer.sent("action: s", times=2)
+    viewer.do("key", "2")
+    viewer.sent("action: none", times=2)  # A was taken: without the sentence
+
+    viewer.do("key", "m")
+    time.sleep(0.4)
+    before = len(viewer.texts())
+    viewer.do("key", "n")
+    time.sleep(0.2)
+    typed(viewer, "the end")
+    viewer.do("key", "Left", "key", "Return")  # to where the fork was
+    time.sleep(0.4)
+    assert len(viewer.texts()) == before  # time stands still on the map
+    viewer.do("key", "space")
+    viewer.sent("action: none", times=2)
+    viewer.do("key", "f")
+    viewer.sent("action: s", times=2)  # the same keys as last time
+    viewer.do("key", "Escape")  # leaves the fork, not the program
+    viewer.do("key", "k")
+    until(lambda: list(viewer.report.parent.glob("sessions/*.yaml")))
+    viewer.do("key", "c")
+    folder = viewer.report.parent / "recordings"
+    until(lambda: len([path for path in folder.glob("*-clip.*") if ".part" not in path.name]) == 3)
+    viewer.do("key", "Escape")
+    viewer.leaves()
+
+    _, commands = session_of(viewer)
+    kinds = [type(command).__name__ for command in commands if not isinstance(command, Advance)]
+    assert kinds == ["Say", "Fork", "Fork", "Pick", "Name", "Jump", "Fork", "Leave"]
+    forks = [command for command in commands if isinstance(command, Fork)]
+    assert [branch.label for branch in forks[1].branches] == ["w", "a", "d", "turn right", "s"]
+
+
+def test_futures_and_frames_of_the_map_are_taken_with_the_mouse(player):
+    viewer = player()
+    viewer.sent("action: none", times=3)
+
+    def click(place):
+        at = [str(value) for value in place.center]
+        viewer.do("mousemove", "--window", viewer.window, *at, "click", "1")
+
+    viewer.do("key", "f")
+    viewer.sent("action: d", times=2)
+    layout = make_layout((1000, 800), 64 / 48)
+    click(tiles(layout, 3, 64 / 48)[2])
+    viewer.sent("action: none", times=3)
+    viewer.do("key", "m")
+    time.sleep(0.4)
+    # The start is the first card; the first click may only select it.
+    click(Rect(34, 98, 20, 20))
+    click(Rect(34, 98, 20, 20))
+    viewer.do("key", "space")
+    viewer.sent("action: none", times=2)
+    viewer.do("key", "Escape")
+    viewer.leaves()
+    _, commands = session_of(viewer)
+    assert [c for c in commands if isinstance(c, Pick | Jump)] == [Pick(2), Jump(0)]
+
+
+def test_a_killed_viewer_loses_nothing_and_its_session_plays_again(player, tmp_path):
+    viewer = player()
+    viewer.sent("action: none", times=2)
+    viewer.do("keydown", "w")
+    viewer.sent("action: w", times=5)
+    viewer.do("key", "f")
+    viewer.sent("action: a", times=5)
+    viewer.process.send_signal(signal.SIGKILL)
+    viewer.process.wait(20)
+    texts = viewer.texts()
+    path, commands = session_of(viewer)
+    steps = sum(isinstance(command, Advance) for command in commands)
+    assert steps >= 12
+    viewer.log.unlink()
+    again = player(f"session={path}", "sessions=again")
+    until(lambda: len(again.texts()) >= len(texts) - 4)
+    time.sleep(0.5)
+    played = again.texts()
+    assert played == texts[: len(played)]
+    assert len(texts) - len(played) <= 4  # the step that was being taken, of four futures
+    again.do("key", "Escape", "key", "space")  # and it goes on from there
+    again.sent("action: none", times=2)
+    again.do("key", "Escape")
+    again.leaves()
+    (copy,) = tmp_path.glob("again/*.jsonl")
+    assert read_session(copy).commands[: len(commands)] == commands
 
 
 def test_resizing_keeps_playing_and_the_closed_window_ends_well(player):

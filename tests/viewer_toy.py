@@ -39,8 +39,9 @@ class ToyDream:
     def __init__(self, seed: int = 0, denoise_steps: int = 4) -> None:
         self.denoise_steps = denoise_steps
         self.seed = seed
-        self.said: str | None = None
-        self.past = [(0.0, 0.0)]
+        # where it is, how many were stepped together, and the sentence in force
+        self.past: list[tuple[float, float, int, str | None]] = [(0.0, 0.0, 1, None)]
+        self.start = 0
         self.closed = False
 
     @classmethod
@@ -53,26 +54,54 @@ class ToyDream:
         return cls(seed, denoise_steps)
 
     def _frame(self) -> np.ndarray:
-        x, yaw = self.past[-1]
+        x, yaw, team, _ = self.past[-1]
         rows, columns = np.mgrid[0:48, 0:64]
         red = (rows * 5 + x * 20 + self.start * 40) % 256
         green = (columns * 4 + yaw * 2) % 256
-        blue = (len(self.past) * 3 + self.seed) % 256 + 0 * rows
+        blue = (len(self.past) * 3 + self.seed + team * 9) % 256 + 0 * rows
         return np.stack([red, green, blue], axis=-1).astype(np.uint8)
 
     def reset(self, seed=None, frames=None, actions=None) -> Step:
         self.start = (seed or 0) % self.num_starts
         self.context = frames
-        self.past = [(0.0, 0.0)]
+        self.past = [(0.0, 0.0, 1, None)]
         return Step(self._frame())
 
     def say(self, text: str | None) -> str:
         if text and len(text.split()) > 20:
             raise UserError(f"The sentence has {len(text.split())} tokens, at most 20 fit.")
-        self.said = text
+        self.past[-1] = (*self.past[-1][:3], text)
         return f"instruction: {text}" if text else ""
 
+    @property
+    def said(self) -> str | None:
+        return self.past[-1][3]
+
+    @property
+    def frame(self) -> np.ndarray:
+        return self._frame()
+
+    @property
+    def length(self) -> int:
+        return len(self.past) - 1
+
+    def fork(self, k: int) -> list["ToyDream"]:
+        copies = [type(self)(self.seed, self.denoise_steps) for _ in range(k)]
+        for copy in copies:
+            copy.past, copy.start = list(self.past), self.start
+        return copies
+
+    @staticmethod
+    def batch_step(dreams: list["ToyDream"], actions: list[Action | None]) -> list[Step]:
+        """A batch has frames of its own, as rounding has."""
+        return [
+            dream._step(action, len(dreams)) for dream, action in zip(dreams, actions, strict=True)
+        ]
+
     def step(self, action: Action | None) -> Step:
+        return self._step(action, 1)
+
+    def _step(self, action: Action | None, team: int) -> Step:
         time.sleep(float(os.environ.get("TOY_DELAY_S", "0")))
         if os.environ.get("TOY_FAIL") == "step" and len(self.past) == 3:
             raise RuntimeError("out of memory")
@@ -81,16 +110,20 @@ class ToyDream:
             action = Action(dyaw=3.0)
         else:
             parts.append(TABLE.text(action))
-        x, yaw = self.past[-1]
-        self.past.append((x + action.dx, yaw + action.dyaw))
+        x, yaw, _, said = self.past[-1]
+        self.past.append((x + action.dx, yaw + action.dyaw + len(said or ""), team, said))
         text = "\n".join(parts)
         if log := os.environ.get("TOY_LOG"):
             with Path(log).open("a", encoding="utf-8") as file:
                 file.write(text.replace("\n", " | ") + "\n")
         return Step(self._frame(), text=text)
 
+    def answer(self, question: str) -> str:
+        time.sleep(float(os.environ.get("TOY_DELAY_S", "0")))
+        return f"{len(question.split())} words after {len(self.past) - 1} steps"
+
     def rewind(self, n: int) -> Step:
-        del self.past[-n:]
+        del self.past[max(1, len(self.past) - n) :]
         return Step(self._frame())
 
     def close(self) -> None:

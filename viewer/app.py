@@ -1,20 +1,36 @@
 """`worldmodel play`: the window, its events, and headless runs of the very same program."""
 
+import hashlib
 import json
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from worldmodel.errors import UserError
-from worldmodel.evaluate.scenario import Scenario, load_scenario
+from worldmodel.evaluate.scenario import Scenario, Start, load_scenario
 from worldmodel.viewer.config import PlayConfig
 from worldmodel.viewer.engine import Engine, Snapshot
+from worldmodel.viewer.journal import (
+    Head,
+    Journal,
+    Record,
+    new_session,
+    read_session,
+    scenario_of,
+    to_yaml,
+)
+from worldmodel.viewer.keep import Keeper, episode_of, store_episode
+from worldmodel.viewer.keyfile import KeyFile, load_keyfile
 from worldmodel.viewer.meter import Stats, peak_memory_mb, summary
-from worldmodel.viewer.script import ScriptPlayer
+from worldmodel.viewer.script import ScriptPlayer, SessionPlayer
+from worldmodel.viewer.session import Session
 from worldmodel.viewer.starts import make_context
 from worldmodel.viewer.tape import Tape, prepare, write_whole
+from worldmodel.viewer.view import Face
 from worldmodel.viewer.window import (
     open_window,
     outliving_its_window,
@@ -23,6 +39,7 @@ from worldmodel.viewer.window import (
 )
 from worldmodel.world import World
 
+RECORDINGS = Path("recordings")
 DEFAULT_FPS = 12.0
 """Of recordings where the pace is free."""
 
@@ -38,42 +55,109 @@ def main(cfg: PlayConfig, load: Callable[..., World] | None = None) -> int:
         0, or 1 if the model had failed.
 
     Raises:
-        UserError: no display, no such checkpoint, a bad script, an output that cannot be written.
+        UserError: no display, no such checkpoint, a bad script, session or keymap, an output that
+            cannot be written.
     """
     prepare_environment(cfg.headless)
     scenario = load_scenario(cfg.script) if cfg.script else None
-    for path in (cfg.record, cfg.frames, cfg.report, cfg.screenshot):
+    record = read_session(cfg.session) if cfg.session else None
+    keys = load_keyfile(cfg.keymap)
+    for path in (cfg.record, cfg.frames, cfg.report, cfg.screenshot, cfg.scenario):
         prepare(path)
     if not cfg.headless:
         require_display()
+    head = record.head if record else Head(world=cfg.world)
+    plan = settle(cfg, scenario, head)
+    return _play(plan, scenario, record, keys, load)
 
-    return _play(cfg, scenario, load)
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be played: the settings, with what a script or a session leaves open filled in.
+
+    Attributes:
+        cfg: the settings.
+        start: number of the start scene.
+        given: a start of another kind, or None.
+    """
+
+    cfg: PlayConfig
+    start: int
+    given: Start | None
 
 
-def _play(cfg: PlayConfig, scenario: Scenario | None, load: Callable[..., World] | None) -> int:
+def settle(cfg: PlayConfig, scenario: Scenario | None, head: Head) -> Plan:
+    """Fill in what the settings leave at their defaults and a script or session says."""
+    default = PlayConfig()
+    said: dict[str, Any] = {}
+    start = Start()
+    if scenario:
+        start = scenario.start
+        said = {"checkpoint": scenario.checkpoint, "seed": scenario.seed}
+    elif cfg.session:
+        start = head.start
+        names = ("checkpoint", "world", "seed", "denoise_steps", "guidance", "dtype")
+        said = {name: getattr(head, name) for name in names}
+    left = {
+        name: value
+        for name, value in said.items()
+        if value not in (None, "", 0) and getattr(cfg, name) == getattr(default, name)
+    }
+    cfg = replace(cfg, **left)
+    number = start.seed if start.seed is not None and cfg.start == default.start else cfg.start
+    # A real world that starts in itself needs only the seed.
+    own = start.world == cfg.world or not (start.store or start.image or start.world)
+    return Plan(cfg, number, None if own else start)
+
+
+def _play(
+    plan: Plan,
+    scenario: Scenario | None,
+    record: Record | None,
+    keys: KeyFile,
+    load: Callable[..., World] | None,
+) -> int:
     from worldmodel.viewer.ui import Window
 
+    cfg = plan.cfg
     tape = Tape(
         keep_frames=bool(cfg.frames),
         keep_events=bool(cfg.report),
         fps=cfg.fps or DEFAULT_FPS,
         steady=scenario is not None,
     )
-    # A real world that starts in itself needs only the seed.
-    given = scenario.start if scenario and scenario.start.world != cfg.world else None
     watched = cfg.fps > 0 and not cfg.headless
-    player = ScriptPlayer(scenario, 1 / cfg.fps if watched else 0.0) if scenario else None
+    player: ScriptPlayer | SessionPlayer | None = None
+    if scenario:
+        player = ScriptPlayer(scenario, 1 / cfg.fps if watched else 0.0)
+    elif record:
+        player = SessionPlayer(record.commands, cfg.node, live=not cfg.headless)
+    keeper = Keeper(
+        head=partial(make_head, plan),
+        sessions=Path(cfg.sessions or "sessions"),
+        recordings=RECORDINGS,
+        fps=cfg.fps or DEFAULT_FPS,
+        clip_s=cfg.clip_s,
+    )
+    face = Face()
+    face = replace(face, bindings=keys.bindings(face.bindings))
     open_window(cfg.width, cfg.height, "worldmodel", cfg.headless, cfg.fullscreen)
-    window = Window(tape, player, cfg.smooth, new_recording)
+    window = Window(tape, player, cfg.smooth, new_recording, face, keeper, keys.world)
+    # What a script does is written already: in the script.
+    written = cfg.sessions and not (scenario or cfg.headless)
     with outliving_its_window(window.close):
         engine = Engine(
-            partial(load_world, cfg, scenario, load),
+            partial(_load_checked, plan, record, load, window.tell),
             fps=cfg.fps,
-            start=_start(cfg, scenario),
-            context=partial(make_context, given) if given else None,
-            lockstep=scenario is not None,
+            start=plan.start,
+            context=partial(make_context, plan.given) if plan.given else None,
+            lockstep=player is not None,
+            adapt=cfg.adapt,
+            journal=partial(_journal, plan) if written else None,
+            history_bytes=math.inf if cfg.store else None,
             on_change=window.wake,
             on_step=tape.add,
+            on_answer=tape.add_answer,
         )
         if cfg.record:
             tape.record(cfg.record)
@@ -85,16 +169,16 @@ def _play(cfg: PlayConfig, scenario: Scenario | None, load: Callable[..., World]
         if saved:
             print(f"recorded {saved[1]} frames in {saved[0]}", flush=True)
         failure = engine.snapshot.failure
-        if failure and (scenario or isinstance(failure, UserError)):
+        if failure and (player or isinstance(failure, UserError)):
             raise failure
         _write(cfg, tape, lambda: make_report(cfg, engine.snapshot, window.stats, tape))
+        if ended and engine.session:
+            _write_path(plan, engine.session)
         return 1 if failure or not ended else 0
 
 
-def load_world(
-    cfg: PlayConfig, scenario: Scenario | None, load: Callable[..., World] | None
-) -> World:
-    """Make the world that the settings and the script name.
+def load_world(cfg: PlayConfig, load: Callable[..., World] | None) -> World:
+    """Make the world that the settings name.
 
     Raises:
         UserError: there is no such world or checkpoint.
@@ -109,26 +193,61 @@ def load_world(
         make: Callable[..., World] = Dream.load
     else:
         make = load
-    default = PlayConfig()
-    checkpoint, seed = cfg.checkpoint, cfg.seed
-    if scenario and scenario.checkpoint and checkpoint == default.checkpoint:
-        checkpoint = scenario.checkpoint
-    if scenario and scenario.seed is not None and seed == default.seed:
-        seed = scenario.seed
     return make(
-        checkpoint=checkpoint,
+        checkpoint=cfg.checkpoint,
         device=cfg.device,
         dtype=cfg.dtype,
         denoise_steps=cfg.denoise_steps,
         guidance=cfg.guidance,
-        seed=seed,
+        seed=cfg.seed,
     )
 
 
-def _start(cfg: PlayConfig, scenario: Scenario | None) -> int:
-    if scenario and scenario.start.seed is not None and cfg.start == PlayConfig().start:
-        return scenario.start.seed
-    return cfg.start
+def make_head(plan: Plan, world: World) -> Head:
+    """Return what a session file says first."""
+    cfg = plan.cfg
+    folder = getattr(getattr(getattr(world, "engine", None), "checkpoint", None), "folder", None)
+    return Head(
+        checkpoint=cfg.checkpoint if cfg.world == "dream" else "",
+        sha256=hashlib.sha256((folder / "config.json").read_bytes()).hexdigest() if folder else "",
+        world=cfg.world,
+        start=plan.given or Start(seed=plan.start),
+        seed=cfg.seed,
+        denoise_steps=cfg.denoise_steps,
+        guidance=cfg.guidance,
+        device=str(getattr(world, "device", "")),
+        dtype=str(getattr(world, "dtype", "")),
+    )
+
+
+def _load_checked(
+    plan: Plan,
+    record: Record | None,
+    load: Callable[..., World] | None,
+    tell: Callable[[str], None],
+) -> World:
+    """Make the world, and say so if it is not the one of the session."""
+    world = load_world(plan.cfg, load)
+    if record and record.head.sha256 != make_head(plan, world).sha256:
+        notice = "This is not the checkpoint that the session was played on; frames will differ."
+        print(notice, flush=True)
+        tell(notice)
+    return world
+
+
+def _journal(plan: Plan, world: World) -> Journal:
+    return Journal(new_session(Path(plan.cfg.sessions)), make_head(plan, world))
+
+
+def _write_path(plan: Plan, session: Session) -> None:
+    """Write the path to the last frame where the settings ask for it."""
+    node = session.at
+    if plan.cfg.scenario:
+        given = session.given_start_of(node)
+        scenario = scenario_of(session.tree, node, make_head(plan, session.world), given)
+        write_whole(plan.cfg.scenario, lambda file: file.write(to_yaml(scenario).encode()))
+    if plan.cfg.store:
+        store_episode(episode_of(session, node), session, plan.cfg.store)
 
 
 def _write(cfg: PlayConfig, tape: Tape, report: Callable[[], dict[str, Any]]) -> None:
@@ -170,6 +289,5 @@ def make_report(cfg: PlayConfig, snapshot: Snapshot, stats: Stats, tape: Tape) -
 
 def new_recording() -> Path:
     """Return the path of a recording that begins now; its folder is made."""
-    folder = Path("recordings")
-    folder.mkdir(exist_ok=True)
-    return folder / f"{datetime.now():%Y%m%d-%H%M%S}.mp4"
+    RECORDINGS.mkdir(exist_ok=True)
+    return RECORDINGS / f"{datetime.now():%Y%m%d-%H%M%S}.mp4"

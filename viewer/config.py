@@ -18,23 +18,37 @@ class PlayConfig:
     seed: int = 0
     start: int = 0
     fps: float = 12.0
+    adapt: bool = False
     headless: bool = False
     script: str = ""
+    session: str = ""
+    node: str = ""
+    sessions: str = "sessions"
     record: str = ""
     frames: str = ""
     report: str = ""
+    scenario: str = ""
+    store: str = ""
     screenshot: str = ""
     width: int = 1000
     height: int = 800
     fullscreen: bool = False
     smooth: bool = True
+    keymap: str = ""
+    clip_s: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.headless and not self.script:
+        if self.script and self.session:
+            raise UserError("Give either script=FILE or session=FILE, not both.")
+        if self.headless and not (self.script or self.session):
             raise UserError(
                 "headless=true needs script=FILE, a scenario that says which keys and sentences to "
-                "give and when."
+                "give and when, or session=FILE to play a session again."
             )
+        if self.node and not self.session:
+            raise UserError("node= names a frame of a session; it needs session=FILE.")
+        if self.clip_s <= 0:
+            raise UserError(f"clip_s must be a positive number of seconds, got {self.clip_s}.")
         if self.denoise_steps < 1:
             raise UserError(f"denoise_steps must be at least 1, got {self.denoise_steps}.")
         if not 0 <= self.fps <= 240:

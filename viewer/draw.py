@@ -3,13 +3,14 @@
 import pygame
 from pygame import Rect
 
-from worldmodel.viewer import panel
+from worldmodel.viewer import forkview, mapview, panel
 from worldmodel.viewer.engine import Snapshot
 from worldmodel.viewer.fonts import fit, measure, printable, put, wrap
 from worldmodel.viewer.layout import Layout, make_layout
 from worldmodel.viewer.session import Moment, spread
 from worldmodel.viewer.theme import AMBER, BACK, EDGE, FAINT, MUTED, RED, SURFACE, TEAL, TEXT
 from worldmodel.viewer.view import ViewState
+from worldmodel.viewer.widgets import frame_surface, keycap, shade, typing
 
 NOTICE_S = 6.0
 SLOW_S = 1.5
@@ -22,14 +23,35 @@ def layout_of(size: tuple[int, int], view: ViewState) -> Layout:
     return make_layout(size, width / height, view.smooth, height)
 
 
+def aspect_of(snapshot: Snapshot) -> float:
+    """Return the width of a frame divided by its height."""
+    return snapshot.info.spec.width / snapshot.info.spec.height if snapshot.info else 1.0
+
+
 def draw(surface: pygame.Surface, view: ViewState) -> Layout:
     """Draw the whole window. Returns the layout, for finding what was clicked."""
     layout = layout_of(surface.get_size(), view)
+    snapshot = view.snapshot
+    aspect = aspect_of(snapshot)
+    if view.charted is not None and snapshot.chart:
+        chosen = min(view.charted, len(snapshot.chart) - 1)
+        mapview.draw_map(
+            surface, layout, snapshot.chart, chosen, aspect, view.smooth, view.box, view.now_s
+        )
+        _notice(surface, layout, view)
+        return layout
     surface.fill(BACK)
-    _picture(surface, layout, view)
+    if snapshot.futures and snapshot.status != "failed":
+        forkview.draw_fork(surface, layout, snapshot.futures, aspect, view.smooth)
+        _badges(surface, layout, view)
+    else:
+        _picture(surface, layout, view)
     if layout.panel.width:
         panel.draw_panel(surface, layout, view)
-    _sent(surface, layout, view)
+    if snapshot.futures:
+        forkview.draw_summary(surface, layout, snapshot.futures)
+    else:
+        _sent(surface, layout, view)
     _box(surface, layout, view)
     _timeline(surface, layout, view)
     _notice(surface, layout, view)
@@ -44,14 +66,6 @@ def thumbs(layout: Layout, snapshot: Snapshot) -> list[tuple[Rect, Moment]]:
     return [(layout.thumb_at(i), moment) for i, moment in enumerate(shown)]
 
 
-def frame_surface(frame, size: tuple[int, int], smooth: bool) -> pygame.Surface:
-    """Return a frame (uint8 RGB [H, W, 3]) as a surface of `size`."""
-    height, width = frame.shape[:2]
-    image = pygame.image.frombuffer(frame.tobytes(), (width, height), "RGB")
-    scale = pygame.transform.smoothscale if smooth else pygame.transform.scale
-    return scale(image, size)
-
-
 def _picture(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
     place, snapshot = layout.picture, view.snapshot
     pygame.draw.rect(surface, SURFACE, place, border_radius=layout.px(6))
@@ -61,8 +75,15 @@ def _picture(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
         _failure(surface, layout, view)
     elif snapshot.now is None:
         _loading(surface, layout, view)
-    elif snapshot.status == "paused" and not view.scripted:
+    _badges(surface, layout, view)
+
+
+def _badges(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
+    snapshot = view.snapshot
+    if snapshot.status == "paused" and not view.scripted:
         _badge(surface, layout, "PAUSED", TEXT)
+    elif view.progress:
+        _badge(surface, layout, f"{view.progress}; Space stops", TEXT)
     elif view.busy_s > SLOW_S:
         _badge(surface, layout, f"imagining for {view.busy_s:.0f} s", AMBER)
     if view.recording_s is not None:
@@ -74,7 +95,7 @@ def _badge(surface: pygame.Surface, layout: Layout, text: str, colour) -> None:
     width = measure(text, size, bold=True) + layout.px(24)
     place = Rect(0, 0, width, layout.px(28))
     place.midtop = (layout.picture.centerx, layout.picture.y + layout.px(12))
-    _shade(surface, place, 190, layout.px(14))
+    shade(surface, place, 190, layout.px(14))
     put(surface, text, place.center, size, colour, bold=True, align="center")
 
 
@@ -84,7 +105,7 @@ def _recording(surface: pygame.Surface, layout: Layout, seconds: float) -> None:
     width = measure(text, size, bold=True) + layout.px(40)
     place = Rect(0, 0, width, layout.px(28))
     place.topright = (layout.picture.right - layout.px(12), layout.picture.y + layout.px(12))
-    _shade(surface, place, 190, layout.px(14))
+    shade(surface, place, 190, layout.px(14))
     dot = (place.x + layout.px(16), place.centery)
     pygame.draw.aacircle(surface, RED, dot, layout.px(5))
     put(surface, text, (place.x + layout.px(28), place.centery), size, TEXT, bold=True)
@@ -104,7 +125,7 @@ def _loading(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
 
 def _failure(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
     place, error = layout.picture, view.snapshot.failure
-    _shade(surface, place, 225)
+    shade(surface, place, 225)
     size = layout.px(15)
     width = max(1, place.width - layout.px(64))
     lines = wrap(printable(f"{type(error).__name__}: {error}"), size, width)
@@ -150,8 +171,14 @@ def _box(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
         surface, edge, place, width=layout.px(1.5 if box.open else 1), border_radius=radius
     )
     inner = place.inflate(-layout.px(28), 0)
+    answer = view.snapshot.answer
     if box.open:
-        _typing(surface, inner, layout, view)
+        room = inner.width - _budget(surface, inner, layout, view)
+        line = Rect(inner.x, inner.y, max(1, room), inner.height)
+        typing(surface, line, layout, box, view.now_s, view.fits)
+    elif answer and not layout.panel.width:  # a small window has no panel to show it in
+        text = printable(f"{answer.question} {answer.text}")
+        put(surface, fit(text, size, inner.width), inner.midleft, size, TEXT)
     elif instruction:
         hint = "Backspace drops it"
         put(surface, hint, inner.midright, layout.px(13), FAINT, align="right")
@@ -162,21 +189,16 @@ def _box(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
         put(surface, hint, inner.midleft, size, FAINT)
 
 
-def _typing(surface: pygame.Surface, inner: Rect, layout: Layout, view: ViewState) -> None:
-    box, size = view.box, layout.px(17)
-    before = fit(printable(box.text[: box.cursor]), size, inner.width - layout.px(40), tail=True)
-    place = put(surface, before, inner.midleft, size, TEXT)
-    x = place.right if before else inner.x
-    if box.composing:
-        place = put(surface, box.composing, (x, inner.centery), size, AMBER)
-        x = place.right
-    room = inner.right - x
-    if room > layout.px(10):
-        after = fit(printable(box.text[box.cursor :]), size, room - layout.px(4))
-        put(surface, after, (x + layout.px(2), inner.centery), size, TEXT)
-    if view.now_s % 1.0 < 0.6:
-        top, bottom = inner.centery - layout.px(11), inner.centery + layout.px(11)
-        pygame.draw.line(surface, TEAL, (x + 1, top), (x + 1, bottom), layout.px(1.5))
+def _budget(surface: pygame.Surface, inner: Rect, layout: Layout, view: ViewState) -> int:
+    """Write how many tokens of how many the sentence has. Returns the room that takes."""
+    info, text = view.snapshot.info, view.box.text
+    if not (info and info.count_tokens and text.strip()):
+        return 0
+    count, size = info.count_tokens(text), layout.px(13)
+    over = count > info.max_tokens
+    words = f"{count} of {info.max_tokens} tokens" + (": too long" if over else "")
+    place = put(surface, words, inner.midright, size, RED if over else FAINT, align="right")
+    return place.width + layout.px(16)
 
 
 def _timeline(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
@@ -203,7 +225,7 @@ def _notice(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
     text_w = max(measure(line, size) for line in lines)
     place = Rect(0, 0, text_w + layout.px(32), layout.px(22) * len(lines) + layout.px(16))
     place.midbottom = (layout.sent.centerx, area.bottom - layout.px(14))
-    _shade(surface, place, 235, layout.px(8))
+    shade(surface, place, 235, layout.px(8))
     pygame.draw.rect(surface, AMBER, place, width=layout.px(1), border_radius=layout.px(8))
     for i, line in enumerate(lines):
         at = (place.centerx, place.y + layout.px(8) + layout.px(22) * i + layout.px(11))
@@ -212,10 +234,12 @@ def _notice(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
 
 def _help(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
     area = surface.get_rect()
-    _shade(surface, area, 215)
-    row, size = layout.px(33), layout.px(16)
-    width = min(layout.px(500), area.width)
-    height = row * (len(view.face.bindings) + 3)
+    shade(surface, area, 215)
+    row, size = layout.px(36), layout.px(16)
+    width = min(layout.px(820), area.width)
+    columns = 2 if width > layout.px(600) else 1
+    rows = -(-len(view.face.bindings) // columns)
+    height = row * (rows + 2) + layout.px(20)
     card = Rect(0, 0, width, min(height, area.height))
     card.center = area.center
     pygame.draw.rect(surface, SURFACE, card, border_radius=layout.px(12))
@@ -223,14 +247,9 @@ def _help(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
     x, y = card.x + layout.px(28), card.y + row
     put(surface, "Keys of the viewer", (x, y), layout.px(20), TEXT, bold=True)
     for i, binding in enumerate(view.face.bindings):
-        line = y + row * (i + 1) + layout.px(10)
-        cap = panel.keycap(surface, layout, binding.label, (x, line), lit=False)
-        at = (max(cap.right + layout.px(12), x + layout.px(110)), line)
-        put(surface, fit(binding.meaning, size, card.right - at[0] - 8), at, size, MUTED)
-
-
-def _shade(surface: pygame.Surface, place: Rect, alpha: int, radius: int = 0) -> None:
-    """Lay a dark, translucent sheet over `place`."""
-    sheet = pygame.Surface(place.size, pygame.SRCALPHA)
-    pygame.draw.rect(sheet, (*BACK, alpha), sheet.get_rect(), border_radius=radius)
-    surface.blit(sheet, place)
+        column, line = i // rows, y + row * (i % rows + 1) + layout.px(10)
+        left = x + column * (card.width // columns - layout.px(10))
+        cap = keycap(surface, layout, binding.label, (left, line), lit=False)
+        at = (max(cap.right + layout.px(12), left + layout.px(100)), line)
+        right = card.right if column == columns - 1 else card.centerx
+        put(surface, fit(binding.meaning, size, right - at[0] - layout.px(12)), at, size, MUTED)

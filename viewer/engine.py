@@ -12,10 +12,32 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from worldmodel.errors import UserError
-from worldmodel.viewer.meter import Rate
-from worldmodel.viewer.session import Context, Moment, Session
+from worldmodel.viewer.commands import (
+    Advance,
+    Ask,
+    Chart,
+    Command,
+    Denoise,
+    Fork,
+    Jump,
+    Leave,
+    Live,
+    Look,
+    Name,
+    Pause,
+    Pick,
+    Restart,
+    Rewind,
+    Say,
+)
+from worldmodel.viewer.journal import Journal
+from worldmodel.viewer.meter import Quality, Rate
+from worldmodel.viewer.outline import Stop, outline
+from worldmodel.viewer.phrases import known_phrases, token_counter
+from worldmodel.viewer.session import Answer, Context, Future, Moment, Session
 from worldmodel.world import World, WorldSpec
 
 TIMELINE = 40
@@ -25,53 +47,17 @@ MAX_DENOISE = 64
 
 
 @dataclass(frozen=True)
-class Advance:
-    """Take exactly one step under `keys` (and keep the pause)."""
-
-    keys: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Say:
-    """Set the instruction; empty clears it."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Rewind:
-    """Go back so many steps and pause."""
-
-    steps: int = 1
-
-
-@dataclass(frozen=True)
-class Restart:
-    """Begin again, so many start scenes further on."""
-
-    offset: int = 0
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Pause (True), go on (False), or the other of the two (None)."""
-
-    on: bool | None = None
-
-
-@dataclass(frozen=True)
-class Denoise:
-    """Take twice as many denoising steps per frame, or half: models know powers of two."""
-
-    finer: bool
-
-
-Command = Advance | Say | Rewind | Restart | Pause | Denoise
-
-
-@dataclass(frozen=True)
 class ModelInfo:
-    """What the loaded world says about itself."""
+    """What the loaded world says about itself.
+
+    Attributes:
+        spec, name: of the world or checkpoint.
+        device, reason, dtype, threads: where it runs, and why there.
+        num_starts: number of start scenes, 0 where they have no end.
+        phrases: sentences that it may know.
+        count_tokens: gives the tokens of a sentence, of which `max_tokens` are read; None where
+            it reads no tokens.
+    """
 
     spec: WorldSpec
     name: str
@@ -80,6 +66,9 @@ class ModelInfo:
     dtype: str
     threads: int
     num_starts: int
+    phrases: tuple[str, ...] = ()
+    count_tokens: Callable[[str], int] | None = None
+    max_tokens: int = 0
 
     @property
     def line(self) -> str:
@@ -98,13 +87,19 @@ class Snapshot:
         status: 'loading', 'playing', 'paused' or 'failed'.
         info: None while loading.
         now, timeline: the current moment, and some of those before it.
+        futures: the branches of the open fork, if one is open.
+        chart: the outline of the tree while it is asked for.
+        journal: the session's file, or empty.
         instruction: the instruction in force, or empty.
+        answer: to the last question, None before the first one.
         start: number of the start scene.
         denoise_steps: denoising steps per frame, 0 where there are none.
+        wanted_denoise: those asked for, where they follow the machine; else 0.
         steps_done: steps taken since the program began; rewinding does not lower it.
         fps: steps per second lately. step_ms: milliseconds of the last step.
         input_s: time (`time.perf_counter`) of the input that the current frame answers, or None.
         notice: a sentence for the user, and when (`time.perf_counter`) it was written.
+        commands_done: commands carried out since the program began.
         failure: what stopped the model, or in a strict engine the command.
     """
 
@@ -113,15 +108,21 @@ class Snapshot:
     info: ModelInfo | None = None
     now: Moment | None = None
     timeline: tuple[Moment, ...] = ()
+    futures: tuple[Future, ...] = ()
+    chart: tuple[Stop, ...] = ()
+    journal: str = ""
     instruction: str = ""
+    answer: Answer | None = None
     start: int = 0
     denoise_steps: int = 0
+    wanted_denoise: int = 0
     steps_done: int = 0
     fps: float = 0.0
     step_ms: float = 0.0
     input_s: float | None = None
     notice: str = ""
     notice_s: float = 0.0
+    commands_done: int = 0
     failure: Exception | None = None
 
 
@@ -133,10 +134,14 @@ class Engine:
         fps: steps per second aimed at; 0 for as many as possible, None for the world's own, to
             which then also a fresh key is held.
         start, context: where the session begins.
-        lockstep: begin paused and take steps only for `Advance`, for scripts; a command that
-            fails then counts as a failure instead of a notice.
+        lockstep: begin paused and take steps only for `Advance`, for scripts, until `Live`; a
+            command that fails then counts as a failure instead of a notice.
+        adapt: take fewer denoising steps where the pace is not kept.
+        journal: opens the session's file, once there is a world.
+        history_bytes: memory for whole frames, see `Session`.
         on_change: called from the thread after each new snapshot.
         on_step: called from the thread with each moment imagined, in order, none left out.
+        on_answer: called from the thread with each answer.
     """
 
     def __init__(
@@ -147,14 +152,26 @@ class Engine:
         start: int = 0,
         context: Callable[[WorldSpec], Context | None] | None = None,
         lockstep: bool = False,
+        adapt: bool = False,
+        journal: Callable[[World], Journal] | None = None,
+        history_bytes: float | None = None,
         on_change: Callable[[], None] | None = None,
         on_step: Callable[[Moment], None] | None = None,
+        on_answer: Callable[[Moment, Answer], None] | None = None,
     ) -> None:
         self._load, self._start, self._context = load, start, context
         self._lockstep = lockstep
+        self._wanted_denoise = 0  # what the user asked for; 0: what the world came with
+        self._open_journal, self._journal = journal, None
+        self._history_bytes = history_bytes
+        self._charting = False
+        self._taken = 0
+        self.session: Session | None = None
+        """What is played, once there is a world; it belongs to the thread until that has ended."""
         self._period_s = 1.0 / fps if fps else 0.0
         self._own_pace = fps is None
-        self._on_change, self._on_step = on_change, on_step
+        self._quality = Quality(self._period_s) if adapt and fps else None
+        self._on_change, self._on_step, self._on_answer = on_change, on_step, on_answer
         self._lock = threading.Condition()
         self._commands: deque[Command] = deque()
         self._held: tuple[str, ...] = ()
@@ -166,7 +183,7 @@ class Engine:
         self._snapshot = Snapshot()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self.busy_since_s: float | None = None
-        """When the step in progress began (`time.perf_counter`), None between steps."""
+        """When the step or answer in progress began (`time.perf_counter`), else None."""
 
     @property
     def snapshot(self) -> Snapshot:
@@ -225,9 +242,16 @@ class Engine:
             if self._own_pace:
                 self._period_s = 1.0 / world.spec.fps
             context = self._context(world.spec) if self._context else None
-            session = Session(world, self._start, context)
+            session = Session(world, self._start, context, self._history_bytes)
+            self.session = session
+            session.on_recall = lambda done, of: self._recalled(session, done, of)
             status = "paused" if self._lockstep else "playing"
-            self._publish(session, status=status, info=describe(world))
+            told: dict[str, object] = {}
+            try:
+                self._journal = self._open_journal(world) if self._open_journal else None
+            except UserError as error:  # play goes on, but nobody is to think that it is kept
+                told = {"notice": str(error), "notice_s": time.perf_counter()}
+            self._publish(session, status=status, info=describe(world), **told)
             while (command := self._next()) is not None:
                 self._do(session, command)
         except Exception as error:
@@ -237,6 +261,8 @@ class Engine:
 
     def _close(self, world: World) -> None:
         try:
+            if self._journal:
+                self._journal.close()
             world.close()
         except Exception as error:  # a recording that cannot be saved, for instance
             self._fail(error)
@@ -246,6 +272,7 @@ class Engine:
         with self._lock:
             while not self._stopping:
                 if self._commands:
+                    self._taken += 1
                     return self._commands.popleft()
                 if self._snapshot.status == "playing":
                     wait_s = self._due_s - time.perf_counter()
@@ -263,6 +290,7 @@ class Engine:
     def _do(self, session: Session, command: Command) -> None:
         try:
             self._carry_out(session, command)
+            self._write(session, command)
         except UserError as error:
             if self._lockstep:
                 self._fail(error)
@@ -281,24 +309,101 @@ class Engine:
             case Say(text):
                 session.say(text)
                 self._publish(session)
+            case Ask(text):
+                self._answer(session, text)
             case Rewind(steps):
-                session.rewind(steps)
+                self._busy(session.rewind, steps)
                 self._publish(session, status="paused")
+            case Jump(node):
+                self._busy(session.jump, node)
+                self._publish(session, status="paused")
+            case Fork(branches):
+                session.fork(branches)
+                self._go_on(session)
+            case Pick(index):
+                session.pick(index)
+                self._go_on(session)
+            case Leave():
+                session.leave()
+                self._publish(session, status="paused")
+            case Name(node, name):
+                session.tree.name(node, name)
+                self._publish(session)
+            case Chart(on):
+                self._charting = on
+                self._publish(session, status="paused")
+            case Live():
+                self._lockstep = False
+                self._publish(session, status="paused")
+            case Look(at):
+                self._publish(session, notice=at(session), notice_s=time.perf_counter())
             case Restart(offset):
                 session.restart(offset)
                 playing = not self._lockstep
-                self._publish(session, status="playing" if playing else "paused", failure=None)
+                status = "playing" if playing else "paused"
+                self._publish(session, status=status, failure=None, answer=None)
             case Pause(on):
                 paused = snapshot.status != "paused" if on is None else on
-                self._rate.restart()
-                self._due_s = time.perf_counter()
-                self._publish(session, status="paused" if paused else "playing")
+                self._go_on(session, "paused" if paused else "playing")
             case Denoise(finer):
-                now = getattr(session.world, "denoise_steps", 0)
-                if now:
-                    steps = min(MAX_DENOISE, now * 2) if finer else max(1, now // 2)
-                    session.world.denoise_steps = steps  # type: ignore[attr-defined]
+                self._wanted_denoise = self._denoise(session, finer)
                 self._publish(session)
+
+    def _answer(self, session: Session, question: str) -> None:
+        answer = self._busy(session.ask, question)
+        if self._on_answer:
+            self._on_answer(session.now, answer)
+        self._publish(session, answer=answer)
+
+    def _busy(self, work: Callable[[Any], Any], given: Any) -> Any:
+        self.busy_since_s = time.perf_counter()
+        try:
+            return work(given)
+        finally:
+            self.busy_since_s = None
+
+    def _denoise(self, session: Session, finer: bool) -> int:
+        """Change the world's denoising steps, where it has any. Returns them."""
+        now = int(getattr(session.world, "denoise_steps", 0))
+        if now:
+            now = min(MAX_DENOISE, now * 2) if finer else max(1, now // 2)
+            session.world.denoise_steps = now  # type: ignore[attr-defined]
+        return now
+
+    def _adapt(self, session: Session, step_s: float) -> None:
+        """Let the denoising steps follow the machine."""
+        now = self._snapshot.denoise_steps
+        if self._quality is None or self._lockstep or not now:
+            return
+        self._wanted_denoise = self._wanted_denoise or now
+        finer = self._quality.after(step_s, now, self._wanted_denoise)
+        if finer is not None:
+            self._denoise(session, finer)
+            self._write(session, Denoise(finer))
+            self._publish(session, wanted_denoise=self._wanted_denoise)
+
+    def _go_on(self, session: Session, status: str = "playing") -> None:
+        """Publish with a new pace; a script goes on by itself."""
+        self._rate.restart()
+        self._due_s = time.perf_counter()
+        self._publish(session, status="paused" if self._lockstep else status)
+
+    def _recalled(self, session: Session, done: int, of: int) -> None:
+        """Tell how far a jump is that has to imagine steps again."""
+        now_s = time.perf_counter()
+        if done == of or now_s - self._snapshot.notice_s > 0.5:
+            notice = f"imagining step {done} of {of} again" if done < of else ""
+            self._tell(notice)
+
+    def _write(self, session: Session, command: Command) -> None:
+        """Keep the session's file up; one that cannot be written is said once."""
+        if self._journal is None:
+            return
+        try:
+            self._journal.write(command, session.at)
+        except OSError as error:
+            self._tell(f"The session is no longer being written: {error}.")
+            self._journal = None
 
     def _step(self, session: Session, keys: tuple[str, ...]) -> None:
         with self._lock:
@@ -307,7 +412,7 @@ class Engine:
         begin_s = time.perf_counter()
         self.busy_since_s = begin_s
         try:
-            moment = session.advance(keys)
+            moments = session.advance_fork() if session.futures else (session.advance(keys),)
         finally:
             self.busy_since_s = None
         end_s = time.perf_counter()
@@ -317,7 +422,8 @@ class Engine:
         late = begin_s - was_due_s > self._period_s
         self._due_s = (begin_s if late else was_due_s) + self._period_s
         if self._on_step:
-            self._on_step(moment)
+            for moment in moments:
+                self._on_step(moment)
         self._publish(
             session,
             steps_done=self._snapshot.steps_done + 1,
@@ -325,8 +431,17 @@ class Engine:
             step_ms=(end_s - begin_s) * 1e3,
             input_s=input_s,
         )
+        self._adapt(session, end_s - begin_s)
         if session.ended and not self._lockstep:
             self._refuse(session, "The episode has ended; R starts again.", pause=True)
+
+    def _tell(self, notice: str) -> None:
+        """Tell the user while something goes on."""
+        serial = self._snapshot.serial + 1
+        told = {"serial": serial, "notice": notice, "notice_s": time.perf_counter()}
+        self._snapshot = replace(self._snapshot, **told)
+        if self._on_change:
+            self._on_change()
 
     def _refuse(self, session: Session, notice: str, pause: bool) -> None:
         """Tell the user; after a step that cannot be taken also pause, or it would be retried."""
@@ -338,8 +453,12 @@ class Engine:
             self._snapshot,
             **{
                 "serial": self._snapshot.serial + 1,
+                "commands_done": self._taken,
                 "now": session.now,
                 "timeline": session.timeline(TIMELINE),
+                "futures": session.futures,
+                "chart": outline(session) if self._charting else (),
+                "journal": str(self._journal.path) if self._journal else "",
                 "instruction": session.instruction,
                 "start": session.start,
                 "denoise_steps": getattr(session.world, "denoise_steps", 0),
@@ -363,6 +482,7 @@ def describe(world: World) -> ModelInfo:
     """Return what `world` says about itself; real environments have no device."""
     device = str(getattr(world, "device", "none"))
     torch = sys.modules.get("torch")
+    count, most = token_counter(world)
     return ModelInfo(
         spec=world.spec,
         name=str(getattr(world, "checkpoint_name", world.spec.name)),
@@ -371,4 +491,7 @@ def describe(world: World) -> ModelInfo:
         dtype=str(getattr(world, "dtype", "")),
         threads=torch.get_num_threads() if torch and device.startswith("cpu") else 0,
         num_starts=int(getattr(world, "num_starts", 0)),
+        phrases=known_phrases(world.spec) if callable(getattr(world, "say", None)) else (),
+        count_tokens=count,
+        max_tokens=most,
     )

@@ -26,7 +26,10 @@ _CLOSE_S = 60.0  # for the last episode to be committed
 _NEXT = Binding(
     "next", ("return", "enter", "r", "n", "f5"), "Enter", "end this episode, begin the next"
 )
-_NOT_HERE = ("say", "clear", "rewind", "restart", "next", "previous", "finer", "faster")
+_NOT_HERE = (
+    *("say", "clear", "rewind", "restart", "next", "previous", "finer", "faster"),
+    *("fork", "map", "save", "clip"),
+)
 _BINDINGS = (_NEXT, *(binding for binding in BINDINGS if binding.name not in _NOT_HERE))
 
 
@@ -46,6 +49,11 @@ def main(config: CollectConfig, make_world: Callable[..., World], annotate: Anno
     """
     if config.seed < 0:
         raise UserError(f"seed={config.seed} must not be negative.")
+    if unused := _unused(config):
+        print(
+            f"Playing by hand goes on until you close the window; not used: {', '.join(unused)}.",
+            flush=True,
+        )
     prepare_environment(headless=False)
     require_display(REMEDY)
     for line in recover(config.out, annotate):
@@ -58,7 +66,7 @@ def main(config: CollectConfig, make_world: Callable[..., World], annotate: Anno
     player = _Player(config, make_world, annotate)
     face = Face(
         bindings=_BINDINGS,
-        hints=(("Enter", "next"), ("Space", "pause"), ("F1", "help")),
+        hints=(("next", "next"), ("pause", "pause"), ("help", "help")),
         loading="Opening the world",
         sent="DONE",
         line=player.line,
@@ -79,6 +87,16 @@ def main(config: CollectConfig, make_world: Callable[..., World], annotate: Anno
     if isinstance(failure, UserError):
         raise failure
     return 1 if failure or not ended else 0
+
+
+def _unused(config: CollectConfig) -> tuple[str, ...]:
+    """Return the settings that somebody made for a policy's play, as they were given."""
+    usual = CollectConfig()
+    return tuple(
+        f"{name}={getattr(config, name)}"
+        for name in ("episodes", "steps", "workers", "ray")
+        if getattr(config, name) != getattr(usual, name)
+    )
 
 
 class _Player:

@@ -3,6 +3,7 @@
 Keys have the names that pygame gives them ('w', 'left', 'space'); no pygame here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from worldmodel.actions import ActionRow, ActionTable
@@ -28,15 +29,19 @@ class Binding:
 
 
 BINDINGS = (
-    Binding("say", ("return", "enter", "/"), "Enter", "write a sentence to the world"),
+    Binding("say", ("return", "enter", "/"), "Enter", "write a sentence, or a question with ?"),
     Binding("clear", ("backspace",), "Backspace", "drop the instruction"),
-    Binding("pause", ("space", "f8"), "Space", "pause, go on (F8 where the world uses Space)"),
+    Binding("pause", ("space", "f8"), "Space", "pause, go on"),
     Binding("step", (".", "f3"), ".", "one single step", repeats=True),
     Binding("rewind", (",", "[", "f2"), ",", "one step back in time", repeats=True),
+    Binding("fork", ("f", "f7"), "F", "futures side by side"),
+    Binding("map", ("m", "tab"), "M", "map of all futures"),
     Binding("restart", ("r", "f5"), "R", "start again from the same place"),
     Binding("next", ("n", "f6"), "N", "next start"),
     Binding("previous", ("p",), "P", "previous start"),
     Binding("record", ("v", "f9"), "V", "record an MP4, on and off"),
+    Binding("clip", ("c", "f12"), "C", "export the last seconds"),
+    Binding("save", ("k", "f10"), "K", "keep this path as a scenario"),
     Binding("finer", ("+", "=", "[+]"), "+", "more denoising steps", repeats=True),
     Binding("faster", ("-", "[-]"), "-", "fewer denoising steps", repeats=True),
     Binding("smooth", ("x", "f4"), "X", "smooth or sharp pixels"),
@@ -47,14 +52,43 @@ BINDINGS = (
 
 
 class Keymap:
-    """Key names to actions and commands, for one world."""
+    """Key names to actions and commands, for one world.
 
-    def __init__(self, table: ActionTable | None, bindings: tuple[Binding, ...] = BINDINGS) -> None:
+    Args:
+        table: the world's keys.
+        bindings: the commands.
+        world: other keys for some of the world's.
+
+    Raises:
+        UserError: `world` names a key that the world has not.
+    """
+
+    def __init__(
+        self,
+        table: ActionTable | None,
+        bindings: tuple[Binding, ...] = BINDINGS,
+        world: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         rows = table.rows if table else ()
-        self.actions = {row.key: row.key for row in rows} | _arrows(rows)
+        self.ways = _arrows(rows)
+        """The keys for ahead, back, left and right, by the name of the arrow."""
+        self.actions = {row.key: row.key for row in rows} | self.ways
+        given = world or {}
+        if table:
+            table.press(given)  # refuses unknown keys by name
+            kept = {key: does for key, does in self.actions.items() if does not in given}
+            self.actions = kept | {key: does for does, keys in given.items() for key in keys}
         self.commands = {
             key: binding for binding in bindings for key in binding.keys if key not in self.actions
         }
+
+    def label(self, command: str) -> str:
+        """Return what to press for a command: a key that the world has not taken, '' if none."""
+        free = [key for key, binding in self.commands.items() if binding.name == command]
+        if not free:
+            return ""
+        binding = self.commands[free[0]]
+        return binding.label if free[0] == binding.keys[0] else free[0].capitalize()
 
     def action(self, key: str) -> str | None:
         """Return the action table's key for a pressed key, or None."""

@@ -14,6 +14,7 @@ class Layout:
 
     Attributes:
         unit: pixels per unit of length; type and margins grow with the window.
+        area: the room for the picture, or for several.
         picture: the imagined frame.
         panel: keys and figures, to the right.
         sent: the line with the text sent to the model.
@@ -22,6 +23,7 @@ class Layout:
     """
 
     unit: float
+    area: Rect
     picture: Rect
     panel: Rect
     sent: Rect
@@ -88,4 +90,4 @@ def make_layout(
         picture_h -= picture_h % frame_px
     picture = Rect(0, 0, max(1, round(picture_h * aspect)), max(1, picture_h))
     picture.center = area.center
-    return Layout(unit, picture, panel, sent, box, timeline)
+    return Layout(unit, area, picture, panel, sent, box, timeline)

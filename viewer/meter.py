@@ -29,6 +29,40 @@ class Rate:
         self._times.clear()
 
 
+class Quality:
+    """Says when to take fewer denoising steps, for a pace that is not kept, or more again.
+
+    Args:
+        period_s: seconds that a step may take.
+        window: steps that are looked at; after a change as many have to pass.
+    """
+
+    def __init__(self, period_s: float, window: int = 8) -> None:
+        self._period_s = period_s
+        self._times_s: deque[float] = deque(maxlen=window)
+
+    def after(self, step_s: float, now: int, wanted: int) -> bool | None:
+        """Count a step. Returns True for more denoising steps, False for fewer, else None.
+
+        Args:
+            step_s: what the step took.
+            now: its denoising steps.
+            wanted: those that the user asked for; there are never more.
+        """
+        self._times_s.append(step_s)
+        if len(self._times_s) < (self._times_s.maxlen or 1):
+            return None
+        usual_s = sorted(self._times_s)[len(self._times_s) // 2]
+        if usual_s > 1.1 * self._period_s and now > 1:
+            finer = False
+        elif 2 * usual_s < 0.9 * self._period_s and now < wanted:
+            finer = True
+        else:
+            return None
+        self._times_s.clear()
+        return finer
+
+
 def summary(values_ms: Collection[float]) -> dict[str, float]:
     """Return the median and the 95th percentile; both 0 without values."""
     if not values_ms:

@@ -4,10 +4,11 @@ import pygame
 from pygame import Rect
 
 from worldmodel.actions import ActionRow
-from worldmodel.viewer.fonts import fit, measure, put, wrap
+from worldmodel.viewer.fonts import fit, measure, printable, put, wrap
 from worldmodel.viewer.layout import Layout
-from worldmodel.viewer.theme import AMBER, BACK, EDGE, FAINT, MUTED, RAISED, SURFACE, TEAL, TEXT
+from worldmodel.viewer.theme import AMBER, EDGE, FAINT, MUTED, SURFACE, TEAL, TEXT
 from worldmodel.viewer.view import ViewState
+from worldmodel.viewer.widgets import keycap
 
 
 def draw_panel(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
@@ -16,28 +17,10 @@ def draw_panel(surface: pygame.Surface, layout: Layout, view: ViewState) -> None
     pygame.draw.rect(surface, SURFACE, place, border_radius=layout.px(12))
     pad = layout.px(22)
     inner = Rect(place.x + pad, place.y + pad, place.width - 2 * pad, place.height - 2 * pad)
-    foot = inner.bottom - layout.px(24)
+    foot = _hints(surface, layout, view, inner)
     y = _title(surface, layout, view, inner)
-    for part in (_keys, _speed, _machine):
+    for part in (_keys, _answer, _speed, _machine):
         y = part(surface, layout, view, Rect(inner.x, y, inner.width, max(0, foot - y)))
-    _hints(surface, layout, view, inner)
-
-
-def keycap(
-    surface: pygame.Surface, layout: Layout, label: str, left: tuple[int, int], *, lit: bool
-) -> Rect:
-    """Draw a key with its left middle at `left`; lit while held. Returns its place."""
-    size = layout.px(13)
-    text = label.upper() if len(label) == 1 else label.capitalize()
-    width = max(layout.px(26), measure(text, size, bold=True) + layout.px(14))
-    place = Rect(left[0], left[1] - layout.px(13), width, layout.px(26))
-    radius = layout.px(5)
-    pygame.draw.rect(surface, BACK, place.move(0, layout.px(2)), border_radius=radius)
-    pygame.draw.rect(surface, AMBER if lit else RAISED, place, border_radius=radius)
-    if not lit:
-        pygame.draw.rect(surface, EDGE, place, width=1, border_radius=radius)
-    put(surface, text, place.center, size, BACK if lit else TEXT, bold=True, align="center")
-    return place
 
 
 def _title(surface: pygame.Surface, layout: Layout, view: ViewState, inner: Rect) -> int:
@@ -97,6 +80,19 @@ def _meaning(row: ActionRow) -> str:
     return row.name if len(row.name) > 1 else row.meaning
 
 
+def _answer(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rect) -> int:
+    answer = view.snapshot.answer
+    if not answer or area.height < layout.px(80):
+        return area.y
+    y = _heading(surface, layout, f"Asked at step {answer.number}", area)
+    size = layout.px(15)
+    for text, colour in ((answer.question, MUTED), (answer.text or "(nothing)", TEXT)):
+        for line in wrap(printable(text), size, area.width, most=2):
+            put(surface, line, (area.x, y), size, colour)
+            y += layout.px(21)
+    return y + layout.px(6)
+
+
 def _speed(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rect) -> int:
     if not view.snapshot.info or area.height < layout.px(120):
         return area.y
@@ -140,7 +136,7 @@ def _machine(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rec
     rows = [
         ("device", ", ".join(part for part in (info.device, threads) if part)),
         ("numbers", info.dtype),
-        ("denoising", f"{snapshot.denoise_steps} steps  (+ -)" if snapshot.denoise_steps else ""),
+        ("denoising", _denoising(view)),
     ]
     for label, value in rows:
         if not value or y + layout.px(12) > area.bottom:
@@ -149,7 +145,10 @@ def _machine(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rec
         x = area.x + layout.px(88)
         put(surface, fit(value, size, area.right - x), (x, y), size, TEXT)
         y += layout.px(24)
-    for line in wrap(info.reason, layout.px(13), area.width, most=2):
+    lines = wrap(info.reason, layout.px(13), area.width, most=2)
+    if snapshot.journal:  # its end tells one session from another
+        lines.append(fit(f"writes {snapshot.journal}", layout.px(13), area.width, tail=True))
+    for line in lines:
         if y + layout.px(10) > area.bottom:
             break
         put(surface, line, (area.x, y), layout.px(13), FAINT)
@@ -157,9 +156,32 @@ def _machine(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rec
     return y
 
 
-def _hints(surface: pygame.Surface, layout: Layout, view: ViewState, inner: Rect) -> None:
-    x, y = inner.x, inner.bottom - layout.px(6)
-    for key, meaning in view.face.hints:
-        cap = keycap(surface, layout, key, (x, y), lit=False)
-        text = put(surface, meaning, (cap.right + layout.px(6), y), layout.px(13), MUTED)
-        x = text.right + layout.px(10)
+def _denoising(view: ViewState) -> str:
+    now, wanted = view.snapshot.denoise_steps, view.snapshot.wanted_denoise
+    if not now:
+        return ""
+    if wanted > now:
+        return f"{now} of {wanted}, to keep up"
+    return f"{now} step{'s' * (now != 1)}  (+ -)"
+
+
+def _hints(surface: pygame.Surface, layout: Layout, view: ViewState, inner: Rect) -> int:
+    """Draw keys with a word each, in as many rows as they need. Returns where they begin."""
+    rows: list[list[tuple[str, str]]] = [[]]
+    size, used = layout.px(13), 0
+    for key, meaning in view.hints:
+        width = max(26, measure(key, size, True) + 14) + measure(meaning, size) + layout.px(20)
+        if used and used + width > inner.width:
+            rows.append([])
+            used = 0
+        rows[-1].append((key, meaning))
+        used += width
+    row_h = layout.px(34)
+    top = inner.bottom - layout.px(6) - row_h * (len(rows) - 1)
+    for i, row in enumerate(rows):
+        x, y = inner.x, top + i * row_h
+        for key, meaning in row:
+            cap = keycap(surface, layout, key, (x, y), lit=False)
+            text = put(surface, meaning, (cap.right + layout.px(6), y), size, MUTED)
+            x = text.right + layout.px(14)
+    return top - layout.px(18)

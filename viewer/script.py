@@ -1,7 +1,10 @@
-"""Plays a scenario in the viewer: one step of the model per step of the scenario."""
+"""Plays a scenario or a session in the viewer, a step of the model per step of the script."""
+
+from collections.abc import Sequence
 
 from worldmodel.evaluate.scenario import Cue, Scenario, compile_scenario
-from worldmodel.viewer.engine import Advance, Engine, Rewind, Say, Snapshot
+from worldmodel.viewer.commands import Advance, Ask, Command, Jump, Live, Rewind, Say
+from worldmodel.viewer.engine import Engine, Snapshot
 
 
 class ScriptPlayer:
@@ -18,6 +21,9 @@ class ScriptPlayer:
         self._cues: tuple[Cue, ...] | None = None
         self._next = 0
         self._last_s = float("-inf")
+
+    progress = ""
+    """What to say about how far it is: nothing."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -45,7 +51,61 @@ class ScriptPlayer:
             engine.post(Say(""))
         if cue.say is not None:
             engine.post(Say(cue.say))
+        for question in cue.ask:
+            engine.post(Ask(question))
         engine.post(Advance(cue.keys))
         self._next += 1
         self._last_s = now_s
+        return False
+
+
+class SessionPlayer:
+    """Plays what a session file holds, as fast as the model goes, and then lets a person go on.
+
+    Args:
+        commands: what was done.
+        node: name or number of the frame to end at; empty for where the session ended.
+        live: whether a person goes on afterwards.
+    """
+
+    def __init__(self, commands: Sequence[Command], node: str = "", live: bool = False) -> None:
+        self._commands, self._node, self.live = list(commands), node, live
+        self._told = not live
+        self._next = 0
+        self._wanted: int | None = None  # what will have been carried out
+        self.keys: tuple[str, ...] = ()
+        """The keys of the step in progress."""
+
+    @property
+    def progress(self) -> str:
+        """How far it is, for a person who waits to go on."""
+        if not self.live:
+            return ""
+        return f"playing the session again, {self._next} of {len(self._commands)}"
+
+    def stop(self) -> None:
+        """Leave out what is still to come."""
+        del self._commands[self._next :]
+        self._node = ""
+
+    def tick(self, engine: Engine, drawn: Snapshot, now_s: float) -> bool:
+        """Go on if the last command is on screen. Returns whether all is over."""
+        if drawn.info is None:
+            return False
+        if self._wanted is None:
+            self._wanted = drawn.commands_done
+        if drawn.commands_done < self._wanted:
+            return False
+        if self._next < len(self._commands):
+            command = self._commands[self._next]
+            self.keys = command.keys if isinstance(command, Advance) else ()
+            self._next += 1
+        elif self._node and engine.session:
+            command, self._node = Jump(engine.session.tree.find(self._node)), ""
+        elif not self._told:
+            command, self._told = Live(), True
+        else:
+            return True
+        engine.post(command)
+        self._wanted += 1
         return False

@@ -1,10 +1,11 @@
-"""A play session without a window: one world, its history, its instruction. No pygame here.
+"""A play session without a window: one world, the tree of its futures, its instruction.
 
-The engine calls a `Session` from its own thread; everything that leaves it is immutable.
+No pygame here. The engine calls a `Session` from its own thread; everything that leaves it is
+immutable. How a world is brought back to any frame of the tree is in `worldmodel.viewer.recall`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,16 @@ import numpy as np
 from worldmodel.actions import Action
 from worldmodel.errors import UserError
 from worldmodel.text import clean_sentence
+from worldmodel.viewer.commands import Branch
+from worldmodel.viewer.film import Film
+from worldmodel.viewer.recall import Recall
+from worldmodel.viewer.tree import Input, Tree
 from worldmodel.world import World
 
 HISTORY_BYTES = 32 << 20
-MIN_HISTORY, MAX_HISTORY = 64, 1800
-"""Moments remembered; never more than a Dream can go back (`dream.MAX_HISTORY`)."""
+"""Whole frames kept; of older ones a small picture is."""
+
+MAX_BRANCHES = 9
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,12 @@ class Moment:
 
     Attributes:
         number: steps since the start; 0 is the start itself.
-        frame: uint8 RGB [H, W, 3].
+        frame: uint8 RGB [H, W, 3]; of a moment long past, a smaller picture.
         keys: names of the keys that were held.
         text: the exact text sent to the model for this frame.
         instruction: the instruction in force, or empty.
+        node: number of the frame in the session's tree.
+        branch: 0, or which branch of an open fork it belongs to, from 1.
     """
 
     number: int
@@ -36,6 +44,8 @@ class Moment:
     keys: tuple[str, ...] = ()
     text: str = ""
     instruction: str = ""
+    node: int = 0
+    branch: int = 0
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,40 @@ class Context:
 
     frames: np.ndarray
     actions: tuple[Action, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says to a question about a frame.
+
+    Attributes:
+        number: steps since the start of the frame asked about.
+        question: as it was asked.
+        text: what was said.
+    """
+
+    number: int
+    question: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Future:
+    """A branch of the open fork as it is now: what drives it, its frame, how long it has run."""
+
+    branch: Branch
+    now: Moment
+    steps: int
+
+
+@dataclass
+class _Life:
+    """A branch that runs: its dream, its node, and the sentence given since that node."""
+
+    branch: Branch
+    dream: Any
+    at: int
+    said: str | None
 
 
 def spread(moments: Sequence[Moment], most: int) -> tuple[Moment, ...]:
@@ -62,22 +106,42 @@ def spread(moments: Sequence[Moment], most: int) -> tuple[Moment, ...]:
 
 
 class Session:
-    """A world being played: step, say, rewind, start again.
+    """A world being played: step, say, rewind, fork, pick, jump, start again.
 
     Args:
-        world: what is played. Worlds other than a `Dream` may lack `say` and `rewind`; using
-            them is then a `UserError`.
+        world: what is played. Worlds other than a `Dream` may lack `say`, `rewind` and `fork`;
+            using them is then a `UserError`.
         start: number of the start scene.
         context: an own start instead of a numbered one.
+        history_bytes: memory for whole frames.
     """
 
-    def __init__(self, world: World, start: int = 0, context: Context | None = None) -> None:
+    def __init__(
+        self,
+        world: World,
+        start: int = 0,
+        context: Context | None = None,
+        history_bytes: float | None = None,
+    ) -> None:
         self.world = world
+        self.tree = Tree()
+        self.film = Film(
+            HISTORY_BYTES if history_bytes is None else history_bytes, self.tree.is_stop
+        )
         self.instruction = ""
         self.ended = False
+        self.on_recall: Callable[[int, int], None] | None = None
+        """Called with how many of how many steps a jump has imagined again."""
+        self._recall = Recall(self.tree, self._reset)
+        self._contexts: dict[int, Context] = {}  # of the starts that have one
         self._context = context
-        self._moments: list[Moment] = []
         self._start = start
+        self._said: str | None = None  # given since the current frame
+        self._told = False  # whether anything was said to the world at the current frame
+        self._untold: Any = None  # the world before that, if it was told and can be forked
+        self._lives: list[_Life] = []
+        self._path: list[int] = []
+        self._shown: Moment | None = None
         self.restart()
 
     @property
@@ -86,52 +150,76 @@ class Session:
         return self._start
 
     @property
+    def at(self) -> int:
+        """Id of the current node; while a fork is open, the one that it was opened at."""
+        return self._path[-1]
+
+    @property
     def now(self) -> Moment:
         """The current frame."""
-        return self._moments[-1]
+        if self._shown is None or self._shown.node != self.at:
+            self._shown = self.moment(self.at)
+        return self._shown
 
     @property
     def length(self) -> int:
         """Steps since the start."""
-        return self.now.number
+        return self.tree[self.at].number
+
+    @property
+    def futures(self) -> tuple[Future, ...]:
+        """The branches of the open fork; empty where none is open."""
+        return tuple(
+            Future(life.branch, self.moment(life.at, i), self.tree[life.at].number - self.length)
+            for i, life in enumerate(self._lives, start=1)
+        )
+
+    def moment(self, node: int, branch: int = 0) -> Moment:
+        """Return a node with its picture; black where that is gone."""
+        given = self.tree[node]
+        frame = self.film.whole(node)
+        if frame is None:
+            frame = self.film.small(node)
+        if frame is None:
+            frame = np.zeros((1, 1, 3), np.uint8)
+        return Moment(given.number, frame, given.keys, given.text, given.instruction, node, branch)
+
+    def given_start_of(self, node: int) -> bool:
+        """Whether the path to a node begins at a start of its own, instead of a numbered one."""
+        return self.tree.ancestor(node, 0) in self._contexts
 
     def restart(self, offset: int = 0) -> Moment:
         """Begin again, `offset` start scenes further on. The instruction is dropped."""
-        self._start = max(0, self._start + offset)
-        if offset:
-            self._context = None
-        reset: Any = self.world.reset
-        if self._context is not None:
-            context = self._context
-            if not _can(self.world, "say"):
-                raise UserError(
-                    f"The world '{self.world.spec.name}' cannot start from given frames; only an "
-                    "imagined world can. Leave world= at 'dream', or start from a seed alone."
-                )
-            step = reset(frames=context.frames, actions=list(context.actions))
-        else:
-            step = reset(self._start)
-        self.instruction, self.ended = "", False
-        if _can(self.world, "say"):
-            self.world.say(None)  # type: ignore[attr-defined]
-        self._moments = [Moment(0, step.frame)]
+        if self._path:
+            self._part()
+        start = max(0, self._start + offset)
+        context = None if offset else self._context
+        if context and not _can(self.world, "say"):
+            raise UserError(
+                f"The world '{self.world.spec.name}' cannot start from given frames; only an "
+                "imagined world can. Leave world= at 'dream', or start from a seed alone."
+            )
+        frame = _reset(self.world, start, context)
+        self._start, self._context = start, context
+        root = self.tree.root(start)
+        if context:
+            self._contexts[root.id] = context
+        self.instruction, self.ended, self._said = "", False, None
+        self._arrive(root.id, frame, [root.id])
         return self.now
 
     def advance(self, keys: Sequence[str] = ()) -> Moment:
         """Take one step under `keys`; without any, the instruction drives, else nothing is done."""
         if self.ended:
             raise UserError("The episode has ended; R starts again.")
-        if keys or not self.instruction:
-            action = self.world.spec.actions.press(keys)
-            step, pressed = self.world.step(action), action.keys
-        else:
-            dream: Any = self.world
-            step, pressed = dream.step(None), ()
+        action = self._action(keys, self.instruction)
+        step = self.world.step(action)  # type: ignore[arg-type]
         self.ended = step.terminated or step.truncated
-        self._moments.append(
-            Moment(self.length + 1, step.frame, pressed, step.text, self.instruction)
-        )
-        self._forget()
+        given = Input(_keys(action), self._said, self.instruction, _denoise_steps(self.world))
+        node = self.tree.grow(self.at, given, step.text)
+        self._said, self._told, self._untold = None, False, None
+        self._path.append(node.id)
+        self.film.add(node.id, node.number, step.frame)
         return self.now
 
     def say(self, text: str) -> str:
@@ -144,36 +232,202 @@ class Session:
         clean = clean_sentence(text) if text.strip() else ""
         if not _can(self.world, "say"):
             raise UserError(f"The world '{self.world.spec.name}' does not listen to sentences.")
-        self.world.say(clean or None)  # type: ignore[attr-defined]
-        self.instruction = clean
+        self._tell(clean)
+        self.instruction = self._said = clean
         return clean
 
+    def ask(self, question: str) -> Answer:
+        """Ask about the current frame; the rollout stays as it is.
+
+        Raises:
+            UserError: a question that is refused, or a world that does not answer.
+        """
+        clean = clean_sentence(question)
+        if not _can(self.world, "answer"):
+            raise UserError(f"The world '{self.world.spec.name}' does not answer questions.")
+        text = self.world.answer(clean)  # type: ignore[attr-defined]
+        return Answer(self.length, clean, text)
+
     def rewind(self, steps: int) -> Moment:
-        """Go back `steps` steps, at most to the oldest one remembered. The instruction stays.
+        """Go back `steps` steps, at most to the start. The instruction stays.
 
         Raises:
             UserError: a world that cannot go back.
         """
         if not _can(self.world, "rewind"):
             raise UserError(f"The world '{self.world.spec.name}' cannot go back in time.")
-        steps = min(steps, len(self._moments) - 1)
-        if steps > 0:
-            self.world.rewind(steps)  # type: ignore[attr-defined]
-            del self._moments[-steps:]
-            self.ended = False
-            if _can(self.world, "say"):  # the past had another instruction, or none
-                self.world.say(self.instruction or None)  # type: ignore[attr-defined]
+        steps = min(max(steps, 0), self.length)
+        return self.jump(self.tree.ancestor(self.at, self.length - steps))
+
+    def jump(self, node: int) -> Moment:
+        """Go to any node; what is left behind stays in the tree. The instruction stays.
+
+        Raises:
+            UserError: no such node, or a world that cannot do that.
+        """
+        target = self.tree[node]
+        if not (_can(self.world, "rewind") and _can(self.world, "fork")):
+            raise UserError(f"The world '{self.world.spec.name}' cannot go back in time.")
+        if target.id == self.at and not self._lives:
+            return self.now
+        self._part()
+        untold = not self._told
+        if target.id != self.at:
+            denoise_steps = _denoise_steps(self.world)
+            self.world, untold = self._recall.reach(target.id, self.world, self.on_recall)
+            self.world.denoise_steps = denoise_steps  # type: ignore[attr-defined]
+        self._start = target.start
+        self._context = self._contexts.get(self.tree.ancestor(target.id, 0))
+        self.ended = False
+        self._arrive(target.id, self.world.frame, self.tree.path(target.id))  # type: ignore[attr-defined]
+        self._told = not untold
+        self._tell(self.instruction)  # the past had another one, or none
+        self._said = self.instruction if self.instruction or target.instruction else None
+        return self.now
+
+    def fork(self, branches: Sequence[Branch]) -> tuple[Future, ...]:
+        """Open futures side by side; of an open fork, anew from where it was opened.
+
+        A branch under keys runs without the instruction, one under a sentence has that instead.
+
+        Raises:
+            UserError: not 2 to 9 branches, an unknown key, a sentence that is refused, or a
+                world that cannot fork.
+        """
+        if not (_can(self.world, "fork") and _can(self.world, "batch_step")):
+            raise UserError(f"The world '{self.world.spec.name}' has one future only.")
+        if not 2 <= len(branches) <= MAX_BRANCHES:
+            raise UserError(
+                f"A fork has 2 to {MAX_BRANCHES} branches, not {len(branches)}. Press keys of the "
+                "world to add or drop them."
+            )
+        if self.ended:
+            raise UserError("The episode has ended; R starts again.")
+        lives = []
+        world: Any = self.world
+        for branch, dream in zip(branches, world.fork(len(branches)), strict=True):
+            branch = replace(branch, say=clean_sentence(branch.say) if branch.say else "")
+            self.world.spec.actions.press(branch.keys)  # refuses unknown keys by name
+            said = self._said
+            if branch.say != self.instruction:
+                dream.say(branch.say or None)
+                said = branch.say
+            lives.append(_Life(branch, dream, self.at, said))
+        self._part()
+        self._lives = lives
+        return self.futures
+
+    def advance_fork(self) -> tuple[Moment, ...]:
+        """Take one step in every branch, as one batch."""
+        lives = self._lives
+        actions = [self._action(life.branch.keys, life.branch.say) for life in lives]
+        world: Any = self.world
+        for life in lives:
+            life.dream.denoise_steps = _denoise_steps(world)
+        steps = world.batch_step([life.dream for life in lives], actions)
+        given = [
+            Input(_keys(action), life.said, life.branch.say, _denoise_steps(world))
+            for life, action in zip(lives, actions, strict=True)
+        ]
+        nodes = self.tree.grow_team(
+            [life.at for life in lives], given, [step.text for step in steps]
+        )
+        for life, node, step in zip(lives, nodes, steps, strict=True):
+            life.at, life.said = node.id, None
+            self.film.add(node.id, node.number, step.frame)
+        return tuple(future.now for future in self.futures)
+
+    def pick(self, index: int) -> Moment:
+        """Go on with a branch of the open fork; its sentence, or none, is the instruction now.
+
+        Raises:
+            UserError: no fork is open, or it has no such branch.
+        """
+        if not 0 <= index < len(self._lives):
+            raise UserError(f"There is no branch {index + 1} to take.")
+        life = self._lives.pop(index)
+        self._part()
+        if life.at == self.at:  # nothing was imagined yet
+            self._untold = self._untold if self._told else self.world
+            self._told = True
+        else:
+            self._untold, self._told = None, False
+        self.world = life.dream
+        self.instruction, self._said = life.branch.say, life.said
+        self._path = self.tree.path(life.at)
+        return self.now
+
+    def leave(self) -> Moment:
+        """Close the fork; its branches stay in the tree."""
+        for life in self._lives:
+            if life.at != self.at:
+                self._recall.keep(life.at, life.dream)
+        self._lives = []
         return self.now
 
     def timeline(self, most: int) -> tuple[Moment, ...]:
-        """Return up to `most` moments over the whole memory, the last one being now."""
-        return spread(self._moments, most)
+        """Return up to `most` moments over the whole path that have a picture, now being last."""
+        path = self._path
+        stride = 1
+        while len(path) > 1 and -(-(len(path) - 1) // stride) > most - 1:
+            stride *= 2
+        seen = [node for node in path[:-1:stride] if self.film.small(node) is not None]
+        return (*(self.moment(node) for node in seen), self.now)
 
-    def _forget(self) -> None:
-        """Drop the oldest moments: the memory of a long session stays flat."""
-        most = max(MIN_HISTORY, min(MAX_HISTORY, HISTORY_BYTES // self.now.frame.nbytes))
-        if len(self._moments) > most + most // 8:
-            del self._moments[: len(self._moments) - most]
+    def clip(self, steps: int) -> list[np.ndarray]:
+        """Return the frames of the last `steps` steps of the path, oldest first."""
+        frames: list[np.ndarray] = []
+        for node in reversed(self._path[-max(1, steps) :]):
+            frame = self.film.whole(node)
+            if frame is None:
+                break
+            frames.append(frame)
+        return frames[::-1]
+
+    def _part(self) -> None:
+        """Leave the fork and remember the world as it is: somebody may want to come back."""
+        self.leave()
+        untold = self._untold if self._told else self.world
+        if untold is not None and _can(untold, "fork"):
+            self._recall.keep(self.at, untold)
+
+    def _tell(self, text: str) -> None:
+        """Say something to the world, and remember how it was before, for `_part`."""
+        world: Any = self.world
+        before = None if self._told or not _can(world, "fork") else world.fork(1)[0]
+        world.say(text or None)
+        if not self._told:
+            self._told, self._untold = True, before
+
+    def _arrive(self, node: int, frame: np.ndarray, path: list[int]) -> None:
+        self._path, self._told, self._untold = path, False, None
+        self.film.add(node, self.tree[node].number, frame)
+
+    def _action(self, keys: Sequence[str], instruction: str) -> Action | None:
+        return self.world.spec.actions.press(keys) if keys or not instruction else None
+
+    def _reset(self, world: World, root: int) -> None:
+        _reset(world, self.tree[root].start, self._contexts.get(root))
+
+
+def _reset(world: World, start: int, context: Context | None) -> np.ndarray:
+    """Bring a world to a start, without an instruction. Returns its frame."""
+    reset: Any = world.reset
+    if context is None:
+        step = reset(start)
+    else:
+        step = reset(start, frames=context.frames, actions=list(context.actions))
+    if _can(world, "say"):
+        world.say(None)  # type: ignore[attr-defined]
+    return step.frame
+
+
+def _keys(action: Action | None) -> tuple[str, ...]:
+    return action.keys if action else ()
+
+
+def _denoise_steps(world: World) -> int:
+    return int(getattr(world, "denoise_steps", 0))
 
 
 def _can(world: World, method: str) -> bool:

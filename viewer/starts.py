@@ -1,7 +1,5 @@
 """Where an imagination begins: a bundled start, a recorded episode, a picture, a real world."""
 
-from pathlib import Path
-
 import numpy as np
 
 from worldmodel.actions import Action
@@ -53,10 +51,11 @@ def _picture(path: str, spec: WorldSpec) -> np.ndarray:
 
 
 def _recorded(start: Start, spec: WorldSpec) -> Context:
+    from worldmodel.datasets.disk import place
     from worldmodel.datasets.store import EpisodeStore
 
     assert start.store is not None
-    if not Path(start.store).exists():
+    if not place(start.store).exists():
         raise UserError(f"There is no store at '{start.store}', which the start names.")
     store = EpisodeStore(start.store)
     if start.episode >= len(store.ids):

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 
 from worldmodel.errors import UserError
-from worldmodel.viewer.session import Moment
+from worldmodel.viewer.session import Answer, Moment
 from worldmodel.viewer.video import VideoWriter
 
 
@@ -40,20 +40,29 @@ class Tape:
         with self._lock:
             if self._keep_frames:
                 self._frames.append(moment.frame)
-            if self._keep_events:
-                self.events.append(
-                    {
-                        "step": self.num_steps,
-                        "number": moment.number,
-                        "keys": list(moment.keys),
-                        "instruction": moment.instruction,
-                        "text": moment.text,
-                    }
-                )
+            self._note(moment, moment.keys, moment.text)
             self.num_steps += 1
-            if self._video:
+            if self._video and not moment.branch:  # a fork's futures do not take turns in a film
                 at_s = None if self._steady else time.perf_counter() - self._began_s
                 self._video.add(moment.frame, at_s)
+
+    def add_answer(self, moment: Moment, answer: Answer) -> None:
+        """Take an answer about the current moment: an event between two steps."""
+        with self._lock:
+            self._note(moment, (), answer.question, answer=answer.text)
+
+    def _note(self, moment: Moment, keys: tuple[str, ...], text: str, **more: str) -> None:
+        if self._keep_events:
+            self.events.append(
+                {
+                    "step": self.num_steps,
+                    "number": moment.number,
+                    "keys": list(keys),
+                    "instruction": moment.instruction,
+                    "text": text,
+                    **more,
+                }
+            )
 
     @property
     def recording_s(self) -> float | None:

@@ -3,31 +3,43 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pygame
 
 from worldmodel.errors import UserError
-from worldmodel.text import clean_sentence
-from worldmodel.viewer.draw import draw, thumbs
-from worldmodel.viewer.engine import (
+from worldmodel.text import clean_sentence, is_question
+from worldmodel.viewer.commands import (
     Advance,
+    Ask,
+    Branch,
     Denoise,
-    Engine,
+    Fork,
+    Leave,
+    Look,
+    Name,
     Pause,
+    Pick,
     Restart,
     Rewind,
     Say,
-    Snapshot,
 )
+from worldmodel.viewer.draw import aspect_of, draw, thumbs
+from worldmodel.viewer.engine import Engine, Snapshot
+from worldmodel.viewer.forkview import branch_at, first_branches, toggled
+from worldmodel.viewer.keep import Keeper
 from worldmodel.viewer.keys import Binding, Keymap
 from worldmodel.viewer.layout import Layout
+from worldmodel.viewer.mapmode import MapMode
 from worldmodel.viewer.meter import Stats
-from worldmodel.viewer.script import ScriptPlayer
+from worldmodel.viewer.pad import BUTTONS, Pad, Pads
+from worldmodel.viewer.phrases import fitting
+from worldmodel.viewer.script import ScriptPlayer, SessionPlayer
 from worldmodel.viewer.tape import Tape
-from worldmodel.viewer.textbox import TextBox
+from worldmodel.viewer.textbox import Typist
 from worldmodel.viewer.view import Face, ViewState
 from worldmodel.viewer.window import set_mode
 
@@ -42,19 +54,24 @@ class Window:
 
     Args:
         tape: takes the recordings.
-        player: plays a script; the keyboard then only leaves, helps and resizes.
+        player: plays a script; the keyboard then only leaves, helps and resizes, and Space ends
+            the playing of a session.
         smooth: whether frames are enlarged smoothly.
         new_recording: gives the path of the next recording.
         face: what the window does and says.
+        keeper: keeps scenarios and clips.
+        keys: other keys for some of the world's, see `Keymap`.
     """
 
     def __init__(
         self,
         tape: Tape,
-        player: ScriptPlayer | None,
+        player: ScriptPlayer | SessionPlayer | None,
         smooth: bool,
         new_recording: Callable[[], str | Path],
         face: Face | None = None,
+        keeper: Keeper | None = None,
+        keys: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         self.stats = Stats()
         self._tape, self._player, self._smooth = tape, player, smooth
@@ -64,8 +81,11 @@ class Window:
         self._keymap = Keymap(None, self._face.bindings)
         self._down: set[int] = set()
         self._held: dict[int, str] = {}  # physical key -> the action table's key
-        self._box = TextBox()
-        self._opened_by = ""
+        self._keeper, self._keys_given = keeper, keys or {}
+        self._typist = Typist()
+        self._pad, self._pads = Pad(), Pads()
+        self._map: MapMode | None = None
+        self._forked: tuple[Branch, ...] = ()  # keys of the last fork
         self._help = False
         self._notice, self._notice_s = "", 0.0
         self._drawn = Snapshot(serial=-1)
@@ -106,8 +126,12 @@ class Window:
     def _notice_load(self, snapshot: Snapshot) -> None:
         if snapshot.info and not self._drawn.info:
             print(snapshot.info.line, flush=True)
+            if snapshot.journal:
+                print(f"this session is written to {snapshot.journal}", flush=True)
             pygame.display.set_caption(f"{snapshot.info.name} - worldmodel")
-            self._keymap = Keymap(snapshot.info.spec.actions, self._face.bindings)
+            table = snapshot.info.spec.actions
+            self._keymap = Keymap(table, self._face.bindings, self._keys_given)
+            self._typist.phrases = snapshot.info.phrases
 
     def _go_on(self, engine: Engine) -> None:
         """Take the script's next step, and leave where there is nothing to wait for."""
@@ -116,6 +140,9 @@ class Window:
         over = snapshot.failure is not None and hopeless
         if not over and self._player:
             over = self._player.tick(engine, snapshot, time.perf_counter())
+            if over and isinstance(self._player, SessionPlayer) and self._player.live:
+                self._player, over = None, False
+                self.tell("That was the session. Space goes on from here.")
         self._done = self._done or bool(over)
 
     # Drawing
@@ -126,7 +153,7 @@ class Window:
         now_s = time.perf_counter()
         moving = (
             engine.snapshot.info is None
-            or self._box.open
+            or self._typist.box.open
             or self._notice
             or self._tape.recording_s is not None
             or now_s - engine.snapshot.notice_s < 2 * NOTICE_S
@@ -141,8 +168,11 @@ class Window:
         latencies = list(self.stats.latencies_ms)[-LATENCY_WINDOW:]
         view = ViewState(
             snapshot=snapshot,
-            held=self._player.keys if self._player else self._keys(),
-            box=self._box,
+            held=self._shown_keys(snapshot),
+            box=self._typist.box,
+            fits=self._fits(snapshot),
+            charted=self._map.selected(snapshot.chart) if self._map else None,
+            progress=self._player.progress if self._player else "",
             help=self._help,
             latency_ms=sorted(latencies)[len(latencies) // 2] if latencies else None,
             step_times_ms=tuple(self.stats.steps_ms)[-120:],
@@ -151,6 +181,7 @@ class Window:
             busy_s=now_s - (engine.busy_since_s or now_s),
             scripted=self._player is not None,
             face=self._face,
+            hints=self._hints(snapshot),
             smooth=self._smooth,
             now_s=now_s,
         )
@@ -186,27 +217,35 @@ class Window:
             self._down.discard(event.key)
             if self._held.pop(event.key, None):
                 engine.hold(self._keys())
-        elif event.type == pygame.TEXTINPUT and self._box.open:
-            self._type(event.text)
-        elif event.type == pygame.TEXTEDITING and self._box.open:
-            self._box = TextBox(True, self._box.text, self._box.cursor, event.text)
+        elif event.type == pygame.TEXTINPUT and self._typist.box.open:
+            self._typist.type(event.text)
+        elif event.type == pygame.TEXTEDITING and self._typist.box.open:
+            self._typist.compose(event.text)
         elif event.type == pygame.WINDOWFOCUSLOST:
             self._release(engine)
         elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1 and not self._player:
             self._click(engine, event.pos)
+        elif event.type in (pygame.JOYAXISMOTION, pygame.JOYHATMOTION, pygame.JOYBUTTONDOWN):
+            self._pad_event(engine, event)
+        elif event.type in (pygame.JOYDEVICEADDED, pygame.JOYDEVICEREMOVED):
+            self._pads.plug(event)
         elif event.type in (pygame.MOUSEMOTION, pygame.ACTIVEEVENT):
             return  # nothing on screen follows the mouse
         self._stale = True
 
     def _key_down(self, engine: Engine, event: pygame.event.Event, repeated: bool) -> None:
         name = pygame.key.name(event.key)
-        if self._box.open:
+        if self._typist.box.open:
             self._edit(engine, event, name)
             return
         if event.mod & (pygame.KMOD_CTRL | pygame.KMOD_ALT | pygame.KMOD_GUI):
             return
         if self._help and name == "escape":
             self._help = False
+        elif self._map:
+            self._map_key(engine, name, event.unicode)
+        elif self._drawn.futures and not self._player and self._fork_key(engine, event, repeated):
+            return
         elif (action := self._keymap.action(name)) and not self._player:
             self._held[event.key] = action
             engine.hold(self._keys())
@@ -216,6 +255,8 @@ class Window:
                 self._command(engine, binding)
 
     def _command(self, engine: Engine, binding: Binding) -> None:
+        if isinstance(self._player, SessionPlayer) and binding.name == "pause":
+            self._player.stop()
         if self._player and binding.name not in ("quit", "help", "fullscreen", "smooth"):
             return
         match binding.name:
@@ -232,6 +273,15 @@ class Window:
                 engine.post(Rewind(1))
             case "restart" | "next" | "previous":
                 engine.post(Restart({"restart": 0, "next": 1, "previous": -1}[binding.name]))
+            case "fork":
+                self._fork(engine)
+            case "map":
+                self._open_map(engine)
+            case "save":
+                self._save(engine, None)
+            case "clip":
+                if self._keeper:
+                    engine.post(Look(partial(self._keeper.clip, tell=self.tell)))
             case "record":
                 self._toggle_recording()
             case "finer" | "faster":
@@ -245,8 +295,30 @@ class Window:
             case "quit":
                 self._done = True
 
+    def _pad_event(self, engine: Engine, event: pygame.event.Event) -> None:
+        """Drive by a gamepad; its buttons take futures, go to places, or are commands."""
+        if self._player:
+            return
+        if event.type != pygame.JOYBUTTONDOWN:
+            before, self._pad = self._pad.arrows, self._pad.moved(event)
+            fresh = [arrow for arrow in self._pad.arrows if arrow not in before]
+            if not self._map:
+                engine.hold(self._keys())
+            elif fresh:
+                self._map_key(engine, fresh[0])
+        elif self._map:
+            self._map_key(engine, {0: "return", 1: "escape", 3: "escape"}.get(event.button, ""))
+        elif self._drawn.futures:
+            engine.post(Leave() if event.button == 6 else Pick(event.button))
+        elif binding := next(
+            (b for b in self._face.bindings if b.name == BUTTONS.get(event.button)), None
+        ):
+            self._command(engine, binding)
+
     def _keys(self) -> tuple[str, ...]:
-        return tuple(sorted(set(self._held.values())))
+        ways = self._keymap.ways
+        pad = (ways[arrow] for arrow in self._pad.arrows if arrow in ways)
+        return tuple(sorted({*self._held.values(), *pad}))
 
     def _release(self, engine: Engine) -> None:
         """Let go of all keys: their KEYUP will go elsewhere."""
@@ -257,21 +329,98 @@ class Window:
     def _click(self, engine: Engine, at: tuple[int, int]) -> None:
         if not self._layout or self._drawn.now is None:
             return
-        if self._layout.box.collidepoint(at) and not self._box.open:
+        aspect = aspect_of(self._drawn)
+        if self._map:
+            self._map.click(engine, at, self._layout, self._drawn, aspect)
+            self._map = self._map if self._map.open else None
+            return
+        if self._drawn.futures:
+            index = branch_at(self._layout, self._drawn.futures, at, aspect)
+            if index is not None:
+                engine.post(Pick(index))
+        if self._layout.box.collidepoint(at) and not self._typist.box.open:
             self._open_box(engine, None)
         for place, moment in thumbs(self._layout, self._drawn):
             back = self._drawn.now.number - moment.number
             if place.collidepoint(at) and back:
                 engine.post(Rewind(back))
 
+    # Fork and map
+
+    def _fork(self, engine: Engine) -> None:
+        """Open a fork, or the open one anew."""
+        if self._drawn.info is None:
+            return
+        open_now = tuple(future.branch for future in self._drawn.futures)
+        first = first_branches(self._keymap, self._drawn.instruction)
+        again = (*self._forked, *(branch for branch in first if branch.say))
+        self._release(engine)
+        engine.post(Fork(open_now or (again if self._forked else first)))
+
+    def _fork_key(self, engine: Engine, event: pygame.event.Event, repeated: bool) -> bool:
+        """Take a key of the fork. Returns whether it was one."""
+        name = pygame.key.name(event.key)
+        digit = name.strip("[]")
+        branches = tuple(future.branch for future in self._drawn.futures)
+        binding = self._keymap.command(name, event.unicode)
+        if len(digit) == 1 and digit in "123456789":
+            engine.post(Pick(int(digit) - 1))
+        elif binding and binding.name == "quit":
+            engine.post(Leave())
+        elif action := self._keymap.action(name):
+            if not repeated:
+                wanted = toggled(branches, Branch((action,)))
+                self._forked = tuple(branch for branch in wanted if branch.keys)
+                engine.post(Fork(wanted))
+        elif binding and binding.name == "clear":
+            engine.post(Fork(tuple(branch for branch in branches if branch.keys)))
+        else:
+            return False
+        return True
+
+    def _open_map(self, engine: Engine) -> None:
+        if self._drawn.now is not None:
+            self._release(engine)
+            self._map = MapMode(engine, self._drawn)
+
+    def _map_key(self, engine: Engine, name: str, char: str = "") -> None:
+        assert self._map is not None
+        binding = self._map.key(engine, self._keymap, name, char)
+        if name == "n":
+            named = {stop.node: stop.name for stop in engine.snapshot.chart}
+            self._open_box(engine, None, "Name")
+            self._typist.type(named.get(self._map.node, ""))
+        elif binding and binding.name == "save":
+            self._save(engine, self._map.node)
+        elif binding and binding.name in ("help", "fullscreen", "smooth"):
+            self._command(engine, binding)
+        if not self._map.open:
+            self._map = None
+
+    def _save(self, engine: Engine, node: int | None) -> None:
+        if self._keeper:
+            engine.post(Look(partial(self._keeper.save, node=node)))
+
+    def _hints(self, snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
+        """Return keys with a word each, for the foot of the panel."""
+        wanted = (("quit", "back"), ("fork", "again")) if snapshot.futures else self._face.hints
+        keys = tuple((self._keymap.label(name), word) for name, word in wanted)
+        return (("1-9", "take"), *keys) if snapshot.futures else keys
+
+    def _shown_keys(self, snapshot: Snapshot) -> tuple[str, ...]:
+        """Return the keys that are held, by whoever holds them."""
+        if snapshot.futures:
+            return tuple(key for future in snapshot.futures for key in future.branch.keys)
+        return self._player.keys if self._player else self._keys()
+
     def _toggle_recording(self) -> None:
         try:
             if self._tape.recording_s is None:
                 self._tape.record(self._new_recording())
             elif saved := self._tape.stop():
-                self._tell(f"Recorded {saved[1]} frames in {saved[0]}")
+                self.tell(f"Recorded {saved[1]} frames in {saved[0]}")
         except (UserError, OSError) as error:
-            self._tell(str(error))
+            self.tell(str(error))
 
     def _toggle_fullscreen(self) -> None:
         full = pygame.display.is_fullscreen()
@@ -279,48 +428,70 @@ class Window:
             self._size = pygame.display.get_window_size()
         set_mode(self._size, not full)
 
-    def _tell(self, notice: str) -> None:
+    def tell(self, notice: str) -> None:
+        """Show a sentence for a while; may be called from any thread."""
         self._notice, self._notice_s = notice, time.perf_counter()
 
     # The text box
 
-    def _open_box(self, engine: Engine, binding: Binding | None) -> None:
+    def _open_box(self, engine: Engine, binding: Binding | None, label: str = "") -> None:
         if self._drawn.info is None or not self._says:
             return
         self._release(engine)
-        self._box = TextBox().opened()
-        self._opened_by = "/" if binding else ""  # its own character may still arrive as text
+        self._typist.open(opened_by="/" if binding else "", label=label)
         pygame.key.start_text_input()
 
     def _close_box(self) -> None:
-        self._box = TextBox()
+        self._typist.close()
         pygame.key.stop_text_input()
 
-    def _type(self, text: str) -> None:
-        if not (text == self._opened_by and not self._box.text):
-            self._box = self._box.typed(text)
-        self._opened_by = ""
-
     def _edit(self, engine: Engine, event: pygame.event.Event, name: str) -> None:
-        if self._box.composing:  # the keys belong to the input method
+        if self._typist.box.composing:  # the keys belong to the input method
             return
         if name == "escape":
             self._close_box()
         elif name in ("return", "enter"):
             self._send(engine)
         elif name == "v" and event.mod & (pygame.KMOD_CTRL | pygame.KMOD_GUI):
-            self._box = self._box.typed(_clipboard())
+            self._typist.type(_clipboard())
         else:
-            self._box = self._box.key(name)
+            self._typist.key(name)
+
+    def _fits(self, snapshot: Snapshot) -> int:
+        """Return how many characters of what is typed the model reads."""
+        info, box = snapshot.info, self._typist.box
+        if not (box.open and info) or box.label:
+            return len(box.text)
+        try:
+            return fitting(box.text, info.count_tokens, info.max_tokens)
+        except UserError:  # control characters only, or far too long
+            return 0
 
     def _send(self, engine: Engine) -> None:
         """Give the sentence to the model; one that is too long stays in the box."""
-        try:
-            sentence = clean_sentence(self._box.text) if self._box.text.strip() else ""
-        except UserError as error:
-            self._tell(str(error))
+        text = self._typist.box.text
+        if self._typist.box.label:
+            if self._map:
+                engine.post(Name(self._map.node, text))
+            self._close_box()
             return
-        engine.post(Say(sentence))
+        try:
+            sentence = clean_sentence(text) if text.strip() else ""
+        except UserError as error:
+            self.tell(str(error))
+            return
+        if self._fits(self._drawn) < len(text) and not is_question(sentence):
+            self.tell("The model reads no more than what is not red. Say it shorter.")
+            return
+        futures = self._drawn.futures
+        if is_question(sentence):
+            engine.post(Ask(sentence))
+        elif not futures:
+            engine.post(Say(sentence))
+        elif sentence:
+            branches = tuple(future.branch for future in futures)
+            engine.post(Fork((*branches, Branch(say=sentence))))
+        self._typist.sent(sentence)
         self._close_box()
 
 

@@ -1,16 +1,19 @@
-"""MP4 files of frames, written in a thread of their own so that encoding never delays the model."""
+"""Files of frames: GIF, PNG, and MP4 in a thread of its own, so that it never delays the model."""
 
 import contextlib
 import queue
 import threading
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from worldmodel.errors import UserError
 
+STRIP_FRAMES = 8
+GIF_COLOURS = 128
 MIN_SIDE = 512
 """Small frames are enlarged by a whole factor to at least this many pixels."""
 
@@ -90,6 +93,35 @@ class VideoWriter:
                 item = self._queue.get()
             container.mux(stream.encode(None))
         _defragment(self._part, self.path)
+
+
+def write_gif(file: IO[bytes], frames: Sequence[np.ndarray], fps: float) -> None:
+    """Write frames uint8 RGB [H, W, 3] as a GIF that repeats; viewers show at most 50 a second."""
+    from PIL import Image
+
+    colours = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 16)])).quantize(
+        GIF_COLOURS, dither=Image.Dither.NONE
+    )
+    factor = max(1, -(-256 // min(frames[0].shape[:2])))
+    size = (frames[0].shape[1] * factor, frames[0].shape[0] * factor)
+    pages = [
+        Image.fromarray(frame).quantize(palette=colours, dither=Image.Dither.NONE).resize(size, 0)
+        for frame in frames
+    ]
+    wait_ms = max(20, round(1000 / fps))
+    pages[0].save(
+        file, "GIF", save_all=True, append_images=pages[1:], duration=wait_ms, loop=0, disposal=1
+    )
+
+
+def write_strip(file: IO[bytes], frames: Sequence[np.ndarray]) -> None:
+    """Write up to `STRIP_FRAMES` of the frames side by side, evenly spread, as a PNG."""
+    from PIL import Image
+
+    picks = np.linspace(0, len(frames) - 1, min(STRIP_FRAMES, len(frames))).round().astype(int)
+    factor = max(1, -(-128 // min(frames[0].shape[:2])))
+    strip = np.concatenate([frames[i] for i in picks], axis=1)
+    Image.fromarray(strip.repeat(factor, axis=0).repeat(factor, axis=1)).save(file, "PNG")
 
 
 def _add_stream(container: Any, shape: tuple[int, ...], fps: float) -> Any:

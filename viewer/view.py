@@ -14,7 +14,7 @@ class Face:
 
     Attributes:
         bindings: the commands.
-        hints: keys with a word each, at the foot of the panel.
+        hints: names of commands with a word each, at the foot of the panel.
         loading: said until there is a world.
         sent: label of the text of the last action.
         line: gives the text of the sentence's box while it is empty.
@@ -22,10 +22,16 @@ class Face:
     """
 
     bindings: tuple[Binding, ...] = BINDINGS
-    hints: tuple[tuple[str, str], ...] = (("Enter", "say"), ("Space", "pause"), ("F1", "help"))
+    hints: tuple[tuple[str, str], ...] = (
+        ("say", "say"),
+        ("fork", "fork"),
+        ("map", "map"),
+        ("pause", "pause"),
+        ("help", "help"),
+    )
     loading: str = "Waking the model"
     sent: str = "SENT"
-    line: Callable[[], str] = lambda: "Enter: say what is to happen, for instance: turn right"
+    line: Callable[[], str] = lambda: "Enter: say what is to happen, or ask: what is ahead?"
     about: Callable[[], str] | None = None
 
 
@@ -42,9 +48,13 @@ class ViewState:
         step_times_ms: the latest steps, oldest first.
         notice: a sentence of the window's own (not the model's), or empty.
         recording_s: length of the running recording, None when none runs.
+        charted: which stop of the map is selected; None while the map is closed.
+        fits: characters of the typed sentence that the model reads.
         busy_s: how long the step in progress has taken so far.
+        progress: how far the script is, where that is to be said.
         scripted: whether a script plays; its stops are not the user's.
         face: what the window does and says.
+        hints: keys with a word each, at the foot of the panel.
         smooth: whether the frame is enlarged smoothly.
         now_s: `time.perf_counter`, for what moves.
     """
@@ -58,7 +68,11 @@ class ViewState:
     notice: str = ""
     recording_s: float | None = None
     busy_s: float = 0.0
+    charted: int | None = None
+    fits: int = 1 << 30
+    progress: str = ""
     scripted: bool = False
     face: Face = field(default_factory=Face)
+    hints: tuple[tuple[str, str], ...] = ()
     smooth: bool = True
     now_s: float = 0.0
