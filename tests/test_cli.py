@@ -89,7 +89,7 @@ def test_every_top_level_key_of_a_verb_is_explained(path):
 def test_every_size_of_the_model_has_every_knob():
     sizes = {p.stem: yaml.safe_load(p.read_text()) for p in (CONF / "model").glob("*.yaml")}
     names = {field.name for field in dataclasses.fields(config_of("train")().model)}
-    assert {"nano", "mini"} <= sizes.keys()
+    assert {"nano", "small"} <= sizes.keys()
     for name, size in sizes.items():
         assert set(size) == names
         assert size["name"] == name
@@ -167,7 +167,7 @@ def test_the_second_word_of_data_is_its_command(monkeypatch):
         (["eval", "instructions=left"], ["'instructions' must be a list like [a,b], got 'left'."]),
         (["train", "mixture.forms=[1,2]"], ["'mixture.forms' must have 3 values, got 2."]),
         (["train", "core=5"], ["'core' must be a group of settings, got 5."]),
-        (["train", "model=nanno"], ["no model=nanno. Did you mean 'nano'?", "mini"]),
+        (["train", "model=nanno"], ["no model=nanno. Did you mean 'nano'?", "small"]),
         (["play", "script={unclosed"], ["could not be read"]),
         (["play", "seed=1,2"], ["could not be read"]),
         (["doctor", "seed=1"], ["`worldmodel doctor` takes no settings, got 'seed=1'."]),

@@ -31,6 +31,7 @@ HOMES = {
     "magnum": ("envs/habitat/simulator.py",),
     "trimesh": ("envs/habitat/rooms.py",),
     "tensorboard": ("train/",),
+    "wandb": ("train/watch.py",),
     "av": ("viewer/", "datasets/"),
     "h5py": ("datasets/",),
     "pyarrow": ("datasets/",),

@@ -1,6 +1,8 @@
 """Training learns, tells what goes wrong, and goes on after kill -9 as if nothing had happened."""
 
+import json
 import math
+import runpy
 import signal
 import subprocess
 import sys
@@ -13,18 +15,17 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.checkpoint import load
 from worldmodel.cli import compose
-from worldmodel.datasets.store import EpisodeWriter
 from worldmodel.encoders.rae import RAEConfig
 from worldmodel.errors import UserError
 from worldmodel.text import train_tokenizer
+from worldmodel.train.centring import LossCentre
 from worldmodel.train.config import TrainConfig
-from worldmodel.train.core import CoreTask, CoreTraining
-from worldmodel.train.data import Recordings, load_recordings
+from worldmodel.train.data import load_recordings
 from worldmodel.train.encoder import (
     DecoderTask,
     EncoderTask,
@@ -35,70 +36,14 @@ from worldmodel.train.encoder import (
 from worldmodel.train.loop import LoopConfig, fit
 from worldmodel.train.optim import Muon, build_optimizers, learning_rate, orthogonalise
 from worldmodel.train.run import main
-from worldmodel.train.samples import KINDS, Mixture, Sampler
-from worldmodel.transformer import Core, CoreConfig
-from worldmodel.world import Annotation, Episode, WorldSpec
+from worldmodel.train.samples import KINDS
+from worldmodel.train.task import Task
+from worldmodel.train.watch import Watch, open_log
 
-SPEC = WorldSpec(
-    "toy",
-    ActionTable(
-        (
-            ActionRow("forward", "w", "go", dx=0.5, phrases=("go forward",)),
-            ActionRow("left", "a", "turn", dyaw=11.25, phrases=("turn left",)),
-        )
-    ),
-    height=16,
-    width=16,
-)
+TOY = runpy.run_path(str(Path(__file__).with_name("train_toy.py")))
+SPEC, NOTES, PROSE, TINY = TOY["SPEC"], TOY["NOTES"], TOY["PROSE"], TOY["TINY"]
+episode, recordings, core_task = TOY["episode"], TOY["recordings"], TOY["core_task"]
 RAE_SHAPE = RAEConfig(16, 4, 4, width=16, heads=2, encoder_depth=1, decoder_depth=1)
-NOTES = (
-    Annotation("caption", 2, 2, "a red pillar"),
-    Annotation("caption", 4, 4, "a dark room"),
-    Annotation("question", 3, 3, "what is ahead", "a wall"),
-    Annotation("instruction", 1, 6, "go to the wall"),
-)
-PROSE = ["plain english is read too", "and more of it"]
-
-
-def episode(seed: int, split: str = "train", steps: int = 12) -> Episode:
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(0, 256, (steps + 1, 4, 4, 3), dtype=np.uint8)
-    keys = rng.integers(0, 4, steps).astype(np.uint16)
-    moves = [SPEC.actions.from_mask(int(k)) for k in keys]
-    return Episode(
-        frames=blocks.repeat(4, axis=1).repeat(4, axis=2),
-        actions=np.array([(m.dx, m.dy, m.dyaw) for m in moves], np.float32),
-        keys=keys,
-        facts={},
-        annotations=NOTES,
-        info={"seed": seed, "split": split},
-    )
-
-
-def recordings(episodes: int = 2) -> Recordings:
-    made = [episode(seed) for seed in range(episodes)]
-    return Recordings(
-        SPEC,
-        np.concatenate([e.frames for e in made]),
-        np.concatenate([[*e.keys, 0] for e in made]).astype(np.uint16),
-        np.concatenate([np.pad(e.actions, ((0, 1), (0, 0))) for e in made]),
-        np.arange(episodes + 1, dtype=np.int64) * 13,
-        tuple(e.annotations for e in made),
-    )
-
-
-def core_task(mixture: Mixture | None = None, **changes) -> CoreTask:
-    torch.manual_seed(0)
-    data = recordings()
-    tokenizer = train_tokenizer(["action: w+a", "go to the wall", "a red pillar", *PROSE] * 5, 320)
-    shape = {"width": 32, "depth": 2, "heads": 2, "kv_heads": 1, "hidden": 64, "experts": 6}
-    core = Core(
-        CoreConfig(tokenizer.vocab_size, (4, 4), latent_channels=4, merge=2, window=3, **shape)
-    )
-    latents = torch.randn(len(data.frames), 16, 4)
-    settings = {"rows": 4, "length": 96} | changes
-    sampler = Sampler(data, tokenizer, mixture or Mixture(), PROSE)
-    return CoreTask(core, sampler, latents, CoreTraining(**settings))
 
 
 def loop(steps: int, **changes) -> LoopConfig:
@@ -143,7 +88,7 @@ def test_the_core_learns_what_it_sees_again_and_again(tmp_path):
 def test_every_kind_of_sample_has_its_losses():
     task = core_task(shortcut_from=0, own_past_from=0)
     seen: set[str] = set()
-    for step in range(12):
+    for step in range(24):
         losses = task.losses(step)
         seen |= set(losses)
         assert all(torch.isfinite(v) for v in losses.values())
@@ -160,6 +105,49 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(weight):
         losses["text"].item() + weight * losses["flow"].item(), rel=1e-5
     )
     (losses["loss"]).backward()
+
+
+def test_loss_centring_gives_both_losses_the_same_pull():
+    centre = LossCentre(share=0.25, decay=0.9, device=torch.device("cpu"))
+    text = torch.tensor(8.0, requires_grad=True)
+    flow = torch.tensor(2.0, requires_grad=True)
+    first = 0.25 * 2 + 0.75 * 8
+    centre.weigh(text, flow).backward()
+    assert text.grad.item() * 8 == pytest.approx(flow.grad.item() * 2) == pytest.approx(first)
+    centre.update()
+    assert centre.mean.item() == pytest.approx(first)
+    next_mean = 0.9 * first + 0.1 * (0.25 * 4 + 0.75 * 8)
+    loss = centre.weigh(torch.tensor(8.0), torch.tensor(4.0))
+    assert loss.item() == pytest.approx(2 * next_mean)
+    centre.update()
+    assert centre.mean.item() == pytest.approx(next_mean)
+
+
+def test_a_centred_core_learns(tmp_path):
+    task = core_task(centre=True)
+    with torch.no_grad():
+        before = task.losses(999)
+    task._centre.update()
+    fit(task, loop(40), tmp_path)
+    with torch.no_grad():
+        after = task.losses(999)
+    assert after["text"] < 0.8 * before["text"]
+    assert after["flow"] < before["flow"]
+
+
+def test_accumulated_gradients_are_the_mean_of_the_batches(tmp_path):
+    def gradients(task, batches: range) -> list[torch.Tensor]:
+        task.module.zero_grad()
+        for batch in batches:
+            (task.losses(0, batch)["loss"] / len(batches)).backward()
+        return [p.grad.clone() for p in task.module.parameters() if p.grad is not None]
+
+    two = core_task(accumulate=2)
+    one = core_task()
+    both = zip(gradients(one, range(1)), gradients(one, range(1, 2)), strict=True)
+    for got, want in zip(gradients(two, range(2)), both, strict=True):
+        assert torch.allclose(got, sum(want) / 2, atol=1e-5)
+    assert two.losses(3)["loss"].item() == one.losses(3, 6)["loss"].item()
 
 
 def test_a_new_core_knows_nothing():
@@ -226,9 +214,9 @@ def test_encoder_and_decoder_learn(name, tmp_path):
 
 def test_decoder_training_leaves_the_encoder_alone(tmp_path):
     task = vision_task("decoder")
-    before = {k: v.clone() for k, v in task.rae.encoder.state_dict().items()}
+    before = {k: v.clone() for k, v in task.encoder.encoder.state_dict().items()}
     fit(task, loop(3), tmp_path)
-    for name, value in task.rae.encoder.state_dict().items():
+    for name, value in task.encoder.encoder.state_dict().items():
         assert torch.equal(before[name], value)
 
 
@@ -291,26 +279,80 @@ class Straight(nn.Module):
         self.weight = nn.Parameter(torch.ones(4, 4))
 
 
-class Breaking:
-    """A task whose loss is not a number at step 3."""
+class Breaking(Task):
+    """A task whose loss is not a number at step 3, or takes more memory than there is."""
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float = float("nan"), memory: int = 1) -> None:
         self.module = Straight()
+        self.factor, self.memory = factor, memory
 
-    def losses(self, step: int) -> dict[str, torch.Tensor]:
+    def losses(self, step: int, batch: int | None = None) -> dict[str, torch.Tensor]:
         loss = self.module.weight.square().sum()
-        return {"loss": loss * float("nan") if step == 3 else loss}
+        if step == 3:
+            loss = loss * self.factor * torch.empty(self.memory).fill_(1.0).mean()
+        return {"loss": loss}
 
-    def after_step(self, step: int) -> dict[str, float]:
-        return {}
+    def inputs(self, batch: int) -> dict[str, torch.Tensor]:
+        return {"numbers": torch.tensor([float(batch)])}
 
 
-def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_state(tmp_path):
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), 1e38])
+def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_state(
+    tmp_path, factor
+):
     with pytest.raises(UserError, match="not finite at step 3") as caught:
-        fit(Breaking(), loop(6, save_every=1), tmp_path)
-    assert str(tmp_path) in str(caught.value)
+        fit(Breaking(factor), loop(6, save_every=1), tmp_path)
+    assert "Lower lr (now 0.003)" in str(caught.value)
     assert step_of(tmp_path) == 3
     assert all(torch.isfinite(v).all() for v in state_of(tmp_path).values())
+    (batch,) = tmp_path.glob("bad-*.safetensors")
+    assert str(batch) in str(caught.value)
+    assert load_file(batch)["numbers"].item() == 3
+    note = json.loads(batch.with_suffix(".json").read_text())
+    assert (note["step"], note["batch"], note["not_finite"]) == (3, 3, [])
+
+
+def test_a_latent_that_is_no_number_never_reaches_the_weights(tmp_path):
+    task = core_task()
+    start = {name: value.clone() for name, value in task.module.state_dict().items()}
+    task.latents[:] = float("inf")
+    with pytest.raises(UserError, match="'latents' of the batch is not finite") as caught:
+        fit(task, loop(6, accumulate=2), tmp_path)
+    assert "not finite at step 0" in str(caught.value)
+    assert [k for k, v in task.module.state_dict().items() if not torch.equal(v, start[k])] == []
+    (batch,) = tmp_path.glob("bad-step-0-batch-0.safetensors")
+    assert {"latents", "ids", "source"} <= load_file(batch).keys()
+
+
+def test_too_little_memory_says_what_to_lower(tmp_path):
+    with pytest.raises(UserError, match="Out of memory at step 3") as caught:
+        fit(Breaking(memory=1 << 46), loop(6, save_every=1), tmp_path)
+    for name in ("core.rows", "core.length", "core_loop.accumulate", "core_loop.checkpointing"):
+        assert name in str(caught.value)
+    assert step_of(tmp_path) == 3
+
+
+def test_other_errors_are_not_taken_for_too_little_memory(tmp_path):
+    task = core_task()
+    task.latents = task.latents[:, :3]
+    with pytest.raises(RuntimeError, match="shape"):
+        fit(task, loop(6), tmp_path)
+
+
+def test_numbers_are_logged_and_wandb_is_asked_for_by_name(tmp_path, monkeypatch):
+    fit(core_task(), loop(4), tmp_path, Watch(every=2))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    names = set(events.Tags()["scalars"])
+    assert {"loss", "flow", "text", "train/lr", "train/grad_norm", "grad/blocks"} <= names
+    assert {"speed/tokens_per_s", "speed/frames_per_s", "speed/tflops"} <= names
+    assert "speed/mfu" not in names, "nobody knows a CPU's peak"
+    assert [event.step for event in events.Scalars("loss")] == [2, 4]
+    assert all(event.value > 0 for event in events.Scalars("speed/tokens_per_s"))
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        open_log("wandb", tmp_path, 0, {})
+    with pytest.raises(UserError, match=r"watch\.logger='tensorbord' is unknown"):
+        Watch(logger="tensorbord")
 
 
 @pytest.mark.parametrize("muon", [True, False])
@@ -355,46 +397,10 @@ def test_a_state_of_another_optimiser_is_refused(tmp_path):
 
 # --- the command, with real stores and processes ---
 
-TINY = [
-    "device=cpu",
-    "threads=1",
-    "vocab=300",
-    "starts=2",
-    "rae.size=16",
-    "rae.patch=4",
-    "rae.channels=4",
-    "rae.width=16",
-    "rae.heads=2",
-    "rae.encoder_depth=1",
-    "rae.decoder_depth=1",
-    "encoder.batch=8",
-    "encoder_loop.steps=3",
-    "decoder_loop.steps=3",
-    "model.width=32",
-    "model.depth=1",
-    "model.heads=2",
-    "model.kv_heads=1",
-    "model.hidden=32",
-    "model.granularity=2",
-    "model.experts=4",
-    "core.rows=2",
-    "core.length=130",
-    "core.shortcut_from=3",
-    "core.own_past_from=6",
-    "core_loop.steps=14",
-    "core_loop.warmup=3",
-    "core_loop.save_every=1",
-]
-
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("store") / "toy.zarr"
-    writer = EpisodeWriter(path, SPEC)
-    for seed in range(3):
-        writer.write(episode(seed))
-    writer.write(episode(9, "val"))
-    return path
+    return TOY["write_store"](tmp_path_factory.mktemp("store") / "toy.zarr")
 
 
 def settings(store: Path, out: Path, *more: str) -> TrainConfig:

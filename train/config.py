@@ -6,7 +6,9 @@ from worldmodel.encoders.rae import RAEConfig
 from worldmodel.train.core import CoreTraining
 from worldmodel.train.encoder import EncoderTraining
 from worldmodel.train.loop import LoopConfig
+from worldmodel.train.representation import RepresentationConfig
 from worldmodel.train.samples import Mixture
+from worldmodel.train.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,10 @@ class ModelShape:
     hidden: int = 768
     granularity: int = 4
     experts: int = 12
+    shared: str = "modality"
+    prediction: str = "x"
+    positions: str = "sharp"
+    qk_norm: bool = True
     window: int = 6
 
 
@@ -46,7 +52,10 @@ class TrainConfig:
     threads: int = 0
     context_level: float = 1.0
     starts: int = 24
+    divide: bool = True
+    watch: Watch = field(default_factory=Watch)
     model: ModelShape = field(default_factory=ModelShape)
+    representation: RepresentationConfig = field(default_factory=RepresentationConfig)
     rae: RAEConfig = field(default_factory=RAEConfig)
     encoder: EncoderTraining = field(default_factory=EncoderTraining)
     encoder_loop: LoopConfig = field(default_factory=lambda: LoopConfig(900, ema=0.995))

@@ -1,20 +1,40 @@
 """The core's training task: next-token prediction on text, flow matching on frames."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from worldmodel.devices import mixed_precision
-from worldmodel.flow import Predict, draw_levels, flow_loss, mix, sample, shortcut_target
-from worldmodel.moe import FeedForward
-from worldmodel.sequence import Batch, Document, Text, attention_mask, pack
+from worldmodel.errors import UserError, suggest
+from worldmodel.flops import training_flops_per_token
+from worldmodel.flow import (
+    FLOOR,
+    WEIGHTINGS,
+    Predict,
+    draw_levels,
+    flow_loss,
+    mix,
+    sample,
+    shortcut_target,
+)
+from worldmodel.moe import Router
+from worldmodel.sequence import Batch, Document, Text, attention_mask, pack, visibility
+from worldmodel.train.centring import LossCentre
+from worldmodel.train.distributed import total
 from worldmodel.train.loader import Loader
 from worldmodel.train.mixture import Draws
 from worldmodel.train.samples import KINDS
+from worldmodel.train.task import Task
 from worldmodel.transformer import Core
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+FORCINGS = ("teacher", "diffusion", "sequence")
 _OWN = 0.7  # share of the past frames that are replaced by imagined ones
 
 
@@ -24,7 +44,15 @@ class CoreTraining:
 
     Attributes:
         rows, length: a batch is about `rows` rows of `length` tokens.
+        forcing: what a frame's past looks like while the frame is learned. 'teacher': nearly clean
+            (`context_noise`), beside which the frame stands a second time, noised. 'diffusion':
+            every frame is noised once, at a level of its own, and seen so by what follows
+            (Diffusion Forcing, arXiv 2407.01392; so the paper). 'sequence': as before, but with
+            one level for all frames of a document (plain flow matching).
         flow_weight: lambda of L = L_text + lambda * L_flow (3.0 in arXiv 2603.03276).
+        centre: weigh both losses equally by loss centring instead, see `LossCentre`, with
+            `centre_share` of the flow loss in the centre and its running mean's `centre_decay`.
+        weighting, floor: of the flow loss by signal level, see `worldmodel.flow.flow_loss`.
         shift: shifts levels towards noise, beyond what the latents' dimension asks for.
         context_noise: context frames are shown at signal levels 1 - context_noise * u^2.
         shortcut: share of rows that learn large steps, from step `shortcut_from` on.
@@ -32,13 +60,20 @@ class CoreTraining:
             of the truth, from step `own_past_from` on; what makes long rollouts hold
             (scheduled sampling, arXiv 1506.03099).
         own_past_depth: up to so many times over: frames imagined from imagined frames.
-        balance: rate of the router's bias (arXiv 2408.15664).
+        balance: rate of the router's bias (arXiv 2408.15664); 0 leaves the bias alone.
+        balance_loss: weight of the loss against uneven routers (arXiv 2101.03961; 0.01 there).
         workers: threads that prepare batches ahead; the result is the same for any number.
     """
 
     rows: int = 10
     length: int = 384
+    forcing: str = "teacher"
     flow_weight: float = 3.0
+    centre: bool = False
+    centre_share: float = 0.5
+    centre_decay: float = 0.99
+    weighting: str = "velocity"
+    floor: float = FLOOR
     shift: float = 2.0
     context_noise: float = 0.35
     shortcut: float = 0.2
@@ -47,11 +82,31 @@ class CoreTraining:
     own_past_from: int = 550
     own_past_depth: int = 3
     balance: float = 0.002
+    balance_loss: float = 0.0
     seed: int = 0
     workers: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse what does not go together.
 
-class CoreTask:
+        Raises:
+            UserError: names both values.
+        """
+        for name, known in (("forcing", FORCINGS), ("weighting", WEIGHTINGS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UserError(f"core.{name}={value!r} is unknown.{suggest(str(value), known)}")
+        if self.rows < 1 or self.length < 1:
+            raise UserError(f"core.rows={self.rows} and core.length={self.length} must be above 0.")
+        if self.own_past > 0 and self.forcing != "teacher":
+            raise UserError(
+                f"core.forcing={self.forcing} shows every frame noised to what follows, so the "
+                f"past cannot be imagined instead; set core.own_past=0 (now {self.own_past:g}) or "
+                "core.forcing=teacher."
+            )
+
+
+class CoreTask(Task):
     """The core on packed documents.
 
     Args:
@@ -60,8 +115,7 @@ class CoreTask:
         latents: [frames, n, c] of all of the recordings' frames, normalised, on any device.
         config: the knobs.
         dtype: of the matrix products; weights stay in float32.
-        rank, ranks: batch number `step * ranks + rank` is this process's, so that no two
-            processes ever get the same one.
+        ranks, accumulate: processes, and batches of each a step.
     """
 
     def __init__(
@@ -71,70 +125,103 @@ class CoreTask:
         latents: torch.Tensor,
         config: CoreTraining,
         dtype: torch.dtype = torch.float32,
-        rank: int = 0,
         ranks: int = 1,
+        accumulate: int = 1,
     ) -> None:
-        self.module = core
+        self.module: Core = core
         self.sampler = sampler
         self.latents = latents
         self.config = config
         self.dtype = dtype
         self.device = next(core.parameters()).device
-        self.rank, self.ranks = rank, ranks
-        self._prepared = Loader(self._prepare, config.workers)
+        self.batches = ranks * accumulate
+        self._prepared = Loader(self._prepare, config.workers, ranks)
+        self._centre = LossCentre(config.centre_share, config.centre_decay, self.device)
+        self._done = torch.zeros(2, dtype=torch.int64, device=self.device)  # tokens, frames
+        self._flops = 0.0  # of a token
 
     def _prepare(
-        self, step: int
+        self, number: int
     ) -> tuple[np.random.Generator, torch.Generator, Batch, torch.Tensor]:
-        """Return the randomness of a step, as drawing its batch left it, and the batch."""
-        rng = np.random.default_rng([self.config.seed, 3, step * self.ranks + self.rank])
+        """Return a batch, and its randomness as drawing the batch left it."""
+        rng = np.random.default_rng([self.config.seed, 3, number])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        return rng, generator, *self.batch(rng, step)
+        return rng, generator, *self.batch(rng, number // self.batches)
 
     def batch(self, rng: np.random.Generator, step: int = 0) -> tuple[Batch, torch.Tensor]:
         """Draw a step's batch and the clean latents [F, N, C] of its frame copies."""
         config, shape = self.config, self.module.config
+        in_place = config.forcing != "teacher"
         documents, kinds, tokens = [], [], 0
+
+        def size(document: Document) -> int:
+            return count_tokens(document, shape.frame_tokens, in_place)
+
         while tokens < 0.93 * config.rows * config.length:  # what first-fit packing can fill
             kind, document = self.sampler.draw(rng, step)
-            document = trim(document, shape.frame_tokens, config.length)
+            document = trim(document, size, config.length)
             documents.append(document)
             kinds.append(kind)
-            tokens += count_tokens(document, shape.frame_tokens)
-        order = sorted(
-            range(len(documents)), key=lambda i: -count_tokens(documents[i], shape.frame_tokens)
-        )
+            tokens += size(document)
+        order = sorted(range(len(documents)), key=lambda i: -size(documents[i]))
         documents, kinds = [documents[i] for i in order], [kinds[i] for i in order]
-        batch = pack(documents, kinds, shape.grid, shape.window, config.length)
+        batch = pack(documents, kinds, shape.grid, shape.window, config.length, in_place)
         clean = self.latents[batch.source.to(self.latents.device)].to(self.device).float()
         return batch.to(self.device), self.module.merge(clean)
 
-    def losses(self, step: int) -> dict[str, torch.Tensor]:
-        """One step's losses: `loss`, `flow`, `text`, and both by sample kind."""
+    def inputs(self, batch: int) -> dict[str, torch.Tensor]:
+        """Return a batch's tokens, layout and clean latents."""
+        packed, clean = self._prepare(batch)[2:]
+        return {f.name: getattr(packed, f.name) for f in fields(packed)} | {"latents": clean}
+
+    def losses(self, step: int, batch: int | None = None) -> dict[str, torch.Tensor]:
+        """One batch's losses: `loss`, `flow`, `text`, and both by sample kind."""
+        number = step * self.batches if batch is None else batch
+        return self._losses(step, *self._prepared(number))
+
+    def _losses(
+        self,
+        step: int,
+        rng: np.random.Generator,
+        generator: torch.Generator,
+        batch: Batch,
+        clean: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
         config, core = self.config, self.module
-        rng, generator, batch, clean = self._prepared(step)
         noise = torch.randn(clean.shape, generator=generator).to(self.device)
         level, stride = self._levels(batch, step, generator)
-        mask = attention_mask(batch)
         goal = shown = clean
         with mixed_precision(self.device, self.dtype):
             if step >= config.own_past_from and config.own_past > 0:
-                shown = self._own_past(batch, mask, clean, noise, level, stride, rng)
+                shown = self._own_past(batch, clean, noise, level, stride, rng)
             noised = mix(shown, noise, level)
             short = stride < core.config.strides - 1
             if short.any():
-                goal = self._shortcut_goal(batch, mask, clean, noised, level, stride, short)
-            hidden = run(core, batch, mask, noised, level, stride)
+                goal = self._shortcut_goal(batch, clean, noised, level, stride, short)
+            # Autocast must not take weights that it cast without gradients for those with: with
+            # weights that FSDP gathered it does, and they would not be trained.
+            torch.clear_autocast_cache()
+            hidden = run(core, batch, visibility(batch), noised, level, stride)
             aims = batch.is_target.nonzero().squeeze(1)
             drawn = core.draw(
-                hidden.flatten(0, 1)[_places(batch, aims, core)], batch.last_frames(noised)[aims]
+                hidden.flatten(0, 1)[_places(batch, aims, core)],
+                batch.last_frames(noised)[aims],
+                noised[aims],
+                level[aims],
             )
             texts = batch.next_id >= 0
             said = core.say(hidden[texts])
-        flow = flow_loss(drawn, goal[aims], level[aims])
+        flow = flow_loss(drawn, goal[aims], level[aims], config.weighting, config.floor)
         text = F.cross_entropy(said.float(), batch.next_id[texts], reduction="none")
-        losses = {"flow": flow.mean(), "text": text.mean()}
+        losses = {"flow": _mean(flow), "text": _mean(text)}
         losses["loss"] = losses["text"] + config.flow_weight * losses["flow"]
+        if config.centre:
+            losses["loss"] = self._centre.weigh(losses["text"], losses["flow"])
+        uneven = [r.unevenness for r in routers(core) if r.unevenness is not None]
+        if config.balance_loss > 0 and uneven:
+            losses["unevenness"] = torch.stack(uneven).mean()
+            losses["loss"] = losses["loss"] + config.balance_loss * losses["unevenness"]
+        self._count(batch, len(aims))
         for i, kind in enumerate(KINDS):
             for name, values, of in (
                 ("flow", flow, batch.kind[aims]),
@@ -144,21 +231,43 @@ class CoreTask:
                     losses[f"{name}/{kind}"] = values.detach()[of == i].mean()
         return losses
 
-    def after_step(self, step: int) -> dict[str, float]:
+    def after_step(self, step: int) -> dict[str, torch.Tensor]:
         """Balance the routers; report the evenness of loads, in all and by modality."""
-        numbers: dict[str, float] = {}
-        for layer, block in enumerate(self.module.blocks):
-            feed_forward = block.feed_forward
-            assert isinstance(feed_forward, FeedForward)
-            if feed_forward.router is None:
-                continue
-            load = feed_forward.router.balance(self.config.balance)
+        numbers: dict[str, torch.Tensor] = {}
+        if self.config.centre:
+            self._centre.update()
+        for layer, router in enumerate(routers(self.module)):
+            total(router.load)
+            load = router.balance(self.config.balance)
             share = load.sum(0) / load.sum().clamp(min=1)
-            numbers[f"router/{layer}/busiest"] = (share.max() * len(share)).item()
+            numbers[f"router/{layer}/busiest"] = share.max() * len(share)
             for modality, name in enumerate(("text", "vision")):
                 part = load[modality] / load[modality].sum().clamp(min=1)
-                numbers[f"router/{layer}/busiest_{name}"] = (part.max() * len(part)).item()
+                numbers[f"router/{layer}/busiest_{name}"] = part.max() * len(part)
         return numbers
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the running mean of loss centring, if it is on."""
+        return {"centre": self._centre.mean} if self.config.centre else {}
+
+    def work(self) -> dict[str, float]:
+        """Tokens and target frames so far, and the FLOPs of learning from them.
+
+        Passes that imagine pasts and goals are not counted; the model's size is what counts.
+        """
+        tokens, frames = self._done.tolist()
+        return {"tokens": tokens, "frames": frames, "flops": tokens * self._flops}
+
+    def _count(self, batch: Batch, frames: int) -> None:
+        real = batch.doc >= 0
+        self._done += torch.stack([real.sum(), torch.tensor(frames, device=real.device)])
+        if not self._flops:
+            few = {name: getattr(batch, name)[:4] for name in ("doc", "order", "copy", "target")}
+            few |= {"step": batch.step[:4], "expire": batch.expire[:4]}
+            keys = attention_mask(replace(batch, **few)).sum() / few["doc"].numel()
+            share = batch.vision.sum() / real.sum()
+            config = self.module.config
+            self._flops = training_flops_per_token(config, keys.item(), share.item())
 
     def _levels(
         self, batch: Batch, step: int, generator: torch.Generator
@@ -174,6 +283,11 @@ class CoreTask:
         use_short = rows < round(share * len(batch.ids))
         level = torch.where(use_short, short[0], plain[0])
         stride = torch.where(use_short, short[1], plain[1])
+        if config.forcing == "sequence":  # the first copy of a document speaks for all
+            docs = batch.doc.flatten()[batch.first_places()].cpu()
+            first = torch.full((int(batch.doc.max()) + 1,), count)
+            first.scatter_reduce_(0, docs, torch.arange(count), "amin")
+            level, stride = level[first[docs]], stride[first[docs]]
         aims = batch.is_target.cpu()
         level = torch.where(aims, level, context)
         stride = torch.where(aims, stride, torch.full_like(stride, shape.strides - 1))
@@ -183,7 +297,6 @@ class CoreTask:
     def _shortcut_goal(
         self,
         batch: Batch,
-        mask: torch.Tensor,
         clean: torch.Tensor,
         noised: torch.Tensor,
         level: torch.Tensor,
@@ -192,7 +305,7 @@ class CoreTask:
     ) -> torch.Tensor:
         """Clean latents, but for targets with a large step: where two half steps lead."""
         rows = torch.arange(int(batch.row_of_copies(self.config.length)[short].max()) + 1)
-        predict = self._predictor(batch, rows, mask, noised, level, stride, short)
+        predict = self._predictor(batch, rows, noised, level, stride, short)
         goal = clean.clone()
         goal[short] = shortcut_target(predict, noised[short], level[short], stride[short])
         return goal
@@ -201,7 +314,6 @@ class CoreTask:
     def _own_past(
         self,
         batch: Batch,
-        mask: torch.Tensor,
         clean: torch.Tensor,
         noise: torch.Tensor,
         level: torch.Tensor,
@@ -224,7 +336,7 @@ class CoreTask:
         shown = clean
         for _ in range(int(rng.integers(1, self.config.own_past_depth + 1))):
             noised = mix(shown, noise, level)
-            predict = self._predictor(batch, rows, mask, noised, level, stride, chosen)
+            predict = self._predictor(batch, rows, noised, level, stride, chosen)
             imagined = sample(predict, noise[chosen], 2, self.module.config.strides)
             taken = torch.from_numpy(rng.random(len(past)) < _OWN).to(self.device)
             shown = clean.clone()
@@ -235,7 +347,6 @@ class CoreTask:
         self,
         batch: Batch,
         rows: torch.Tensor,
-        mask: torch.Tensor,
         noised: torch.Tensor,
         level: torch.Tensor,
         stride: torch.Tensor,
@@ -248,29 +359,42 @@ class CoreTask:
         part = batch.take_rows(rows, inside, length)
         there = moved[inside]
         places = _places(part, there.nonzero().squeeze(1), core)
-        part_mask = mask[rows]
+        mask = visibility(part)
 
         def predict(z: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
             shown, levels, strides = noised[inside], level[inside], stride[inside]
             shown[there], levels[there], strides[there] = z, t, s
-            hidden = run(core, part, part_mask, shown, levels, strides)
-            return core.draw(hidden.flatten(0, 1)[places], part.last_frames(shown)[there]).float()
+            hidden = run(core, part, mask, shown, levels, strides)
+            before = part.last_frames(shown)[there]
+            return core.draw(hidden.flatten(0, 1)[places], before, z, t).float()
 
         return predict
 
 
-def count_tokens(document: Document, frame_tokens: int) -> int:
+def _mean(values: torch.Tensor) -> torch.Tensor:
+    """Return the mean, 0 for no values: a batch may be of text alone, or hold none."""
+    return values.mean() if len(values) else values.sum()
+
+
+def routers(core: Core) -> list[Router]:
+    """The routers of a core, from the first block to the last; none for other feed-forwards."""
+    return [module for module in core.modules() if isinstance(module, Router)]
+
+
+def count_tokens(document: Document, frame_tokens: int, in_place: bool = False) -> int:
     """Tokens that `pack` makes of a document."""
     return 1 + sum(
-        len(span.ids) if isinstance(span, Text) else 2 + frame_tokens * (1 + span.target)
+        len(span.ids)
+        if isinstance(span, Text)
+        else 2 + frame_tokens * (1 + (span.target and not in_place))
         for span in document
     )
 
 
-def trim(document: Document, frame_tokens: int, length: int) -> Document:
-    """Leave out spans at the end until the document fits a row."""
+def trim(document: Document, size: Callable[[Document], int], length: int) -> Document:
+    """Leave out spans at the end until the document's size fits a row of `length` tokens."""
     kept = list(document)
-    while count_tokens(kept, frame_tokens) > length:
+    while size(kept) > length:
         kept.pop()
     while len(kept) > 1 and isinstance(kept[-1], Text) and kept[-1].role != "text":
         kept.pop()  # words about a frame that is gone
@@ -280,7 +404,7 @@ def trim(document: Document, frame_tokens: int, length: int) -> Document:
 def run(
     core: Core,
     batch: Batch,
-    mask: torch.Tensor,
+    mask: "torch.Tensor | BlockMask",
     shown: torch.Tensor,
     level: torch.Tensor,
     stride: torch.Tensor,

@@ -1,24 +1,52 @@
 """The training loop: one function, read from top to bottom.
 
-What is trained is a `Task`: a module and its losses at a step. All randomness of a step is a
-pure function of (seed, step), so a run that was killed and resumed equals an unbroken one.
+What is trained is a `Task`: a module and its losses on numbered batches. All randomness is a pure
+function of the batch's number, so a run that was killed and resumed equals an unbroken one, and
+two processes see what one would see in twice the batches a step.
 """
 
-import json
-import os
-import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from PIL import Image
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from worldmodel.errors import UserError
+from worldmodel.train.distributed import (
+    average_gradients,
+    blocks,
+    everywhere,
+    gathered,
+    rank,
+    ranks,
+    shard,
+    whole,
+)
 from worldmodel.train.optim import build_optimizers, learning_rate
+from worldmodel.train.state import load_state, resumable, save_state, settle
+from worldmodel.train.task import Task
+from worldmodel.train.watch import (
+    Meter,
+    Watch,
+    explain_memory,
+    gradient_norms,
+    kept_buffers,
+    mean_of,
+    open_log,
+    refuse,
+    validate,
+)
+
+Paint = Callable[[Mapping[str, torch.Tensor]], np.ndarray]
+"""Averaged weights to a picture uint8 [H, W, 3]."""
 
 
 @dataclass(frozen=True)
@@ -27,97 +55,184 @@ class LoopConfig:
 
     Attributes:
         steps: optimiser steps in all.
-        lr: peak learning rate; warm-up over `warmup` steps, cosine to 5 % of it.
+        lr: peak learning rate; warm-up over `warmup` steps, cosine to `lr_end` of it.
+        accumulate: batches a step of each process, whose gradients are averaged.
         ema: decay of the averaged weights that are shipped; 0 turns averaging off.
         muon: Muon for the matrices of the blocks, AdamW for the rest; False for AdamW alone.
         clip: gradient norm above which gradients are scaled down.
+        checkpointing: compute the blocks' activations again in the backward pass instead of
+            keeping them (arXiv 1604.06174): a third more work, a fraction of the memory.
         save_every: steps between saved states.
+        async_save: write states while training goes on, for large models.
         stop_at: stop after this step with the state saved, 0 to run to the end.
     """
 
     steps: int
     lr: float = 1e-3
+    lr_end: float = 0.05
     warmup: int = 100
     weight_decay: float = 0.02
+    accumulate: int = 1
     ema: float = 0.998
     muon: bool = True
     clip: float = 1.0
+    checkpointing: bool = False
     save_every: int = 200
+    async_save: bool = False
     stop_at: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense.
 
-class Task(Protocol):
-    """Something to train."""
-
-    @property
-    def module(self) -> nn.Module:
-        """What is trained."""
-        ...
-
-    def losses(self, step: int) -> dict[str, torch.Tensor]:
-        """Return scalar losses of one step; 'loss' is the one that is minimised."""
-        ...
-
-    def after_step(self, step: int) -> dict[str, float]:
-        """Run after the optimiser's step; returns further numbers to log."""
-        ...
+        Raises:
+            UserError: names the value.
+        """
+        for name in ("accumulate", "save_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
 
 
-def fit(task: Task, config: LoopConfig, folder: Path) -> nn.Module:
+def fit(
+    task: Task,
+    config: LoopConfig,
+    folder: Path,
+    watch: Watch | None = None,
+    divide: bool = False,
+    validation: Task | None = None,
+    paint: Paint | None = None,
+) -> nn.Module:
     """Train `task`, continuing from the state in `folder` if there is one.
 
-    Returns the module with the averaged weights. Writes `state.safetensors` (weights,
-    averages, optimisers, step) atomically and TensorBoard events below `folder`.
+    Several processes call this together. Writes states (weights, averages, optimisers, step; see
+    `worldmodel.train.state`), the log and pictures below `folder`.
+
+    Args:
+        task: what to train.
+        config: how.
+        folder: of this stage.
+        watch: what to log.
+        divide: divide the weights over the processes (FSDP2) instead of a copy in each.
+        validation: the same module's losses on held-out data.
+        paint: draws a picture of what the averaged weights imagine.
+
+    Returns:
+        The module with the averaged weights; divided ones stay so.
 
     Raises:
-        UserError: the loss is not finite; the message names the step.
+        UserError: the loss is not finite, memory ran out, or the state cannot be read or written.
     """
-    from torch.utils.tensorboard import SummaryWriter
-
     folder.mkdir(parents=True, exist_ok=True)
+    watch = watch or Watch()
     module = task.module
+    device = next(module.parameters()).device
+    divide = divide and ranks() > 1
+    run: Callable[..., Any] = shard(module) if divide else _call
     optimizers = build_optimizers(module, config.lr, config.weight_decay, config.muon)
     average = {k: v.detach().clone().float() for k, v in module.state_dict().items()}
-    step = load_state(folder, module, optimizers, average)
-    log = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+    step = load_state(folder, module, optimizers, average, task.state())
     last = min(config.steps, config.stop_at or config.steps)
-    bar = tqdm(total=config.steps, initial=step, unit="step", dynamic_ncols=True, mininterval=2)
-    started = time.monotonic()
+    log = open_log(watch.logger, folder, step, asdict(config))
+    meter = Meter(task, device)
+    saving = None
     module.train()
-    while step < last:
-        lr = learning_rate(step, config.steps, config.lr, config.warmup)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-        losses = task.losses(step)
-        losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-        if not torch.isfinite(norm):
-            raise UserError(
-                f"The loss or its gradient is not finite at step {step}. The last good state "
-                f"is in '{folder}'; lower lr (now {config.lr:g}) and run the same command."
+    with ExitStack() as stack:
+        stack.callback(log.close)
+        if config.checkpointing:
+            stack.enter_context(recomputed(module))
+        bar = stack.enter_context(
+            tqdm(
+                total=config.steps,
+                initial=step,
+                unit="step",
+                dynamic_ncols=True,
+                mininterval=2,
+                disable=rank() > 0,
             )
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        extra = task.after_step(step)
-        _update_average(average, module, config.ema, step)
-        step += 1
-        bar.update()
-        if step % 20 == 0 or step == last:
-            numbers = {k: v.item() for k, v in losses.items()} | extra
-            bar.set_postfix({k: f"{v:.3f}" for k, v in numbers.items() if k.count("/") == 0})
-            for name, value in numbers.items():
-                log.add_scalar(name, value, step)
-            log.add_scalar("train/grad_norm", norm.item(), step)
-            log.add_scalar("train/lr", lr, step)
-            log.add_scalar("train/seconds", time.monotonic() - started, step)
-        if step % config.save_every == 0 or step == last:
-            save_state(folder, step, module, optimizers, average)
-    bar.close()
-    log.close()
-    module.load_state_dict({k: average[k].to(v.dtype) for k, v in module.state_dict().items()})
+        )
+        while step < last:
+            lr = learning_rate(step, config.steps, config.lr, config.warmup, config.lr_end)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+            due = (step + 1) % watch.every == 0 or step + 1 == last
+
+            found: dict[int, dict[str, torch.Tensor]] = {}
+            with explain_memory(step):
+                for part in range(config.accumulate):
+                    batch = (step * config.accumulate + part) * ranks() + rank()
+                    losses = run(task.losses, step, batch)
+                    found[batch] = {name: value.detach() for name, value in losses.items()}
+                    # Blocks that are computed again would have their routers count twice.
+                    with kept_buffers(module) if config.checkpointing else nullcontext():
+                        (losses["loss"] / config.accumulate).backward()
+            if ranks() > 1 and not divide:
+                average_gradients(module)
+            norms = gradient_norms(module) if due else {}
+            norm = clip_gradients(module, config.clip)
+            if not torch.isfinite(norm):
+                losses = {batch: values["loss"].item() for batch, values in found.items()}
+                raise refuse(folder, task, step, losses, config.lr)
+            with explain_memory(step):  # the first step makes room for the optimisers' state
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+            extra = task.after_step(step)
+            _update_average(average, module, config.ema, step)
+            step += 1
+            bar.update()
+
+            if due:
+                rows = [{k: v.item() for k, v in losses.items()} for losses in found.values()]
+                numbers = mean_of(everywhere(rows)) | {k: v.item() for k, v in extra.items()}
+                bar.set_postfix({k: f"{v:.3f}" for k, v in numbers.items() if "/" not in k})
+                numbers |= norms | {"train/grad_norm": norm.item(), "train/lr": lr}
+                log.numbers(numbers | meter.read(), step)
+            if validation is not None and _turn(watch.validate_every, step, last):
+                log.numbers(validate(validation, run, average, watch.validate_batches), step)
+            if paint is not None and _turn(watch.images_every, step, last):
+                weights = gathered(average)
+                if rank() == 0:
+                    picture = paint(weights)
+                    log.picture("rollouts", picture, step)
+                    (folder / "pictures").mkdir(exist_ok=True)
+                    Image.fromarray(picture).save(folder / "pictures" / f"{step:08d}.png")
+            if step % config.save_every == 0 or step == last:
+                log.flush()
+                settle(folder, saving)
+                tensors = resumable(module, optimizers, average, task.state())
+                saving = save_state(folder, step, tensors, wait=not config.async_save)
+        settle(folder, saving)
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            value.copy_(average[name])
     return module.eval()
+
+
+def clip_gradients(module: nn.Module, most: float) -> torch.Tensor:
+    """Scale all gradients down to a norm of `most` together; returns the norm before that."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    norm = whole(nn.utils.get_total_norm(gradients))
+    nn.utils.clip_grads_with_norm_(module.parameters(), most, norm)
+    return norm
+
+
+@contextmanager
+def recomputed(module: nn.Module) -> Iterator[None]:
+    """Within this context, the backward pass computes the blocks' activations again."""
+    found = blocks(module)
+    for block in found:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    yield
+    for block in found:
+        del block.forward
+
+
+def _call(work: Callable[..., Any], *args: Any) -> Any:
+    return work(*args)
+
+
+def _turn(every: int, step: int, last: int) -> bool:
+    return every > 0 and (step % every == 0 or step == last)
 
 
 @torch.no_grad()
@@ -126,77 +241,5 @@ def _update_average(
 ) -> None:
     """Exponential moving average; the decay grows with the step so that early ones fade."""
     decay = min(decay, (1 + step) / (10 + step)) if decay else 0.0
-    state = module.state_dict()
-    for name, value in state.items():
+    for name, value in module.state_dict().items():
         average[name].lerp_(value.float(), 1 - decay)
-
-
-def save_state(
-    folder: Path,
-    step: int,
-    module: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    average: dict[str, torch.Tensor],
-) -> None:
-    """Write everything that resuming needs; a kill leaves the old state or the new one."""
-    tensors = {f"module/{k}": v for k, v in module.state_dict().items()}
-    tensors |= {f"average/{k}": v for k, v in average.items()}
-    for i, optimizer in enumerate(optimizers):
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{i}/{index}/{k}": v for k, v in state.items()}
-    tensors = {k: v.detach().contiguous().clone() for k, v in tensors.items()}
-    temporary = folder / "state.safetensors.tmp"
-    save_file(tensors, temporary, metadata={"step": json.dumps(step)})
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / "state.safetensors")
-
-
-def load_state(
-    folder: Path,
-    module: nn.Module,
-    optimizers: list[torch.optim.Optimizer],
-    average: dict[str, torch.Tensor],
-) -> int:
-    """Load what `save_state` wrote and return its step; 0 if there is none.
-
-    Raises:
-        UserError: the state is damaged or belongs to a model of another shape.
-    """
-    path = folder / "state.safetensors"
-    if not path.exists():
-        return 0
-    try:
-        with safe_open(path, "pt") as file:
-            step = json.loads(file.metadata()["step"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        module.load_state_dict(
-            {k.removeprefix("module/"): v for k, v in tensors.items() if k.startswith("module/")}
-        )
-        for key in average:
-            average[key].copy_(tensors[f"average/{key}"])
-        for i, optimizer in enumerate(optimizers):
-            _load_optimizer(optimizer, tensors, f"optimizer/{i}/")
-        if any(key.startswith(f"optimizer/{len(optimizers)}/") for key in tensors):
-            raise ValueError("it was made with another optimiser")
-    except Exception as error:
-        raise UserError(
-            f"'{path}' cannot be resumed ({str(error).splitlines()[0]}). Delete the folder to "
-            "start again, or use the configuration that it was made with."
-        ) from None
-    return step
-
-
-def _load_optimizer(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], prefix: str
-) -> None:
-    saved = optimizer.state_dict()
-    saved["state"] = {}
-    for key, value in tensors.items():
-        if key.startswith(prefix):
-            index, name = key.split("/")[2:]
-            saved["state"].setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict(saved)
-    for p, state in optimizer.state.items():  # torch does not look at the shapes
-        if any(value.ndim and value.shape != p.shape for value in state.values()):
-            raise ValueError("it was made with another optimiser")

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from worldmodel.devices import choose_dtype
 
@@ -45,7 +46,7 @@ class Muon(torch.optim.Optimizer):
                 momentum = state["momentum"]
                 momentum.lerp_(p.grad, 1 - group["momentum"])
                 nesterov = p.grad.lerp(momentum, group["momentum"])
-                update = orthogonalise(nesterov)
+                update = _orthogonal_update(nesterov)
                 scale = 0.6 * math.sqrt(max(p.shape[-2:]))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update.to(p.dtype), alpha=-group["lr"] * scale)
@@ -66,6 +67,25 @@ def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x if wide else x.mT
+
+
+def _orthogonal_update(matrix: torch.Tensor) -> torch.Tensor:
+    """Orthogonalise a matrix or a stack, also one that is divided over processes.
+
+    Of a stack that is divided between its matrices, each process does its own. One matrix that is
+    divided is put together and done by all: those are the small ones, of attention.
+    """
+    if not isinstance(matrix, DTensor):
+        return orthogonalise(matrix)
+    mesh, placements = matrix.device_mesh, matrix.placements
+    if matrix.ndim == 3 and all(p == Shard(0) or p.is_replicate() for p in placements):
+        local = matrix.to_local()
+        done = orthogonalise(local) if len(local) else local
+        return DTensor.from_local(
+            done.to(matrix.dtype), mesh, placements, shape=matrix.shape, stride=matrix.stride()
+        )
+    full = orthogonalise(matrix.full_tensor()).to(matrix.dtype).contiguous()
+    return DTensor.from_local(full, mesh, [Replicate()] * mesh.ndim).redistribute(mesh, placements)
 
 
 def build_optimizers(
@@ -96,9 +116,9 @@ def build_optimizers(
     return optimizers
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int, floor: float = 0.05) -> float:
-    """Linear warm-up to `peak`, then cosine to `floor * peak` at the last step."""
+def learning_rate(step: int, steps: int, peak: float, warmup: int, end: float = 0.05) -> float:
+    """Linear warm-up to `peak`, then cosine to `end * peak` at the last step."""
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)
-    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return peak * (end + (1 - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))

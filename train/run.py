@@ -7,7 +7,7 @@ Each stage leaves its result in the run's folder and is skipped when the result 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
@@ -23,15 +23,27 @@ from worldmodel.checkpoint import Checkpoint
 from worldmodel.datasets.latents import LatentCache, encoder_hash
 from worldmodel.datasets.text import TextStore
 from worldmodel.devices import choose_device, choose_dtype, mixed_precision
-from worldmodel.encoders.rae import RAE, save_rae
+from worldmodel.encoders import FrameEncoder
+from worldmodel.encoders.files import load_encoder, save_encoder
+from worldmodel.encoders.rae import RAE
+from worldmodel.encoders.representation import Decoder, Representation
 from worldmodel.errors import UserError, suggest
 from worldmodel.text import TextTokenizer, train_tokenizer
 from worldmodel.train.config import TrainConfig
 from worldmodel.train.core import CoreTask
 from worldmodel.train.data import Recordings, StoreFrames, join, load_recordings, load_stores
+from worldmodel.train.distributed import first_does, gathered, process_group, rank, ranks, say
 from worldmodel.train.encoder import DecoderTask, EncoderTask, build_rae, measure_latents
 from worldmodel.train.loop import fit
-from worldmodel.train.mixture import StoreMixture, store_shares
+from worldmodel.train.mixture import Draws, StoreMixture, store_shares
+from worldmodel.train.pictures import painter
+from worldmodel.train.representation import (
+    describe,
+    make_frozen,
+    require_kind,
+    require_merge,
+    require_same,
+)
 from worldmodel.train.samples import Sampler, python_prose
 from worldmodel.transformer import Core, CoreConfig
 
@@ -58,11 +70,17 @@ class Run:
         """One store is its own only part."""
         self.parts = self.parts or [self.recordings]
 
-    def pieces(self, tokenizer: TextTokenizer) -> Sequence[str | np.ndarray]:
-        """Return the plain English, as token ids where the text store has them."""
+    def pieces(self, tokenizer: TextTokenizer, split: str = "train") -> Sequence[str | np.ndarray]:
+        """Return the plain English, as token ids where the text store has them.
+
+        CPython's own help has no split: it is the same for all.
+        """
         if self.config.text == PYTHON:
             return self.prose
-        return TextStore(self.config.text).tokens(tokenizer, "train") or self.prose
+        store = TextStore(self.config.text)
+        return store.tokens(tokenizer, split) or (
+            self.prose if split == "train" else store.pieces(split)
+        )
 
 
 def main(config: TrainConfig) -> int:
@@ -74,21 +92,23 @@ def main(config: TrainConfig) -> int:
     if config.stage not in (*STAGES, "all"):
         raise UserError(f"Unknown stage '{config.stage}'.{suggest(config.stage, (*STAGES, 'all'))}")
     device, reason = choose_device(config.device)
+    with process_group(device) as device:
+        return _main(config, device, reason)
+
+
+def _main(config: TrainConfig, device: torch.device, reason: str) -> int:
     if config.threads:
         torch.set_num_threads(config.threads)
     dtype = choose_dtype(config.dtype, device)
-    print(f"device: {device} ({reason}), {str(dtype).removeprefix('torch.')}", flush=True)
+    many = f", {ranks()} processes" if ranks() > 1 else ""
+    say(f"device: {device} ({reason}), {str(dtype).removeprefix('torch.')}{many}")
     paths = config.stores or (config.store,)
     parts = load_stores(paths, "train", config.episodes, config.memory_gb)
     store_shares(config.weights, len(paths))
     recordings = join(parts)
-    print(f"{recordings.num_episodes} episodes, {len(recordings.frames)} frames", flush=True)
-    size, spec = config.rae.size, recordings.spec
-    if (spec.height, spec.width) != (size, size):
-        raise UserError(
-            f"The frames of '{paths[0]}' are {spec.width}x{spec.height} pixels, but rae.size "
-            f"is {size}. Set rae.size to the size of the frames, which must be square."
-        )
+    say(f"{recordings.num_episodes} episodes, {len(recordings.frames)} frames")
+    size = (recordings.spec.height, recordings.spec.width)
+    require_kind(config.representation, config.rae, size)
     prose = load_prose(config.text)
     run = Run(config, Path(config.out), device, dtype, recordings, prose, parts)
     try:
@@ -103,7 +123,7 @@ def main(config: TrainConfig) -> int:
         "export": export,
     }
     for name in STAGES if config.stage == "all" else (config.stage,):
-        print(f"stage: {name}", flush=True)
+        say(f"stage: {name}")
         stages[name](run)
     return 0
 
@@ -127,8 +147,11 @@ def load_prose(text: str) -> list[str]:
 def train_text(run: Run) -> TextTokenizer:
     """Learn the tokenizer from the store's sentences, the action table and plain English."""
     path = run.folder / "tokenizer.json"
-    if path.exists():
-        return TextTokenizer.load(path)
+    first_does(lambda: path.exists() or _learn_text(run, path))
+    return TextTokenizer.load(path)
+
+
+def _learn_text(run: Run, path: Path) -> None:
     notes = [note for notes in run.recordings.annotations for note in notes]
     lines = [f"{note.kind}: {note.text}" for note in notes]
     lines += [f"answer: {note.answer}" for note in notes if note.answer]
@@ -140,56 +163,101 @@ def train_text(run: Run) -> TextTokenizer:
         said += [table.text(act, f, p) for act in acts for f in FORMS for p in range(4)]
     prose = run.prose[:: len(run.prose) // TOKENIZER_PIECES + 1]
     tokenizer = train_tokenizer([*lines, *(said * 20), *prose], run.config.vocab)
-    path.write_text(tokenizer.to_json())
-    return tokenizer
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(tokenizer.to_json())
+    temporary.replace(path)
 
 
 def train_encoder(run: Run) -> None:
-    """Train the representation; see `worldmodel.train.encoder`."""
+    """Train the embedded representation, or measure the latents of one that is frozen."""
+    path = run.folder / "encoder.safetensors"
+    if run.config.representation.kind != "rae":
+        first_does(lambda: path.exists() or _freeze(run, path))
+        require_same(path, run.config.representation, run.config.rae, _size(run))
+        return
     rae = build_rae(run.config.rae, run.config.encoder.seed).to(run.device)
+    require_merge(rae.grid, run.config.model.merge)
     task = EncoderTask(rae, run.recordings, train_text(run), run.config.encoder, run.dtype)
-    fit(task, run.config.encoder_loop, run.folder / "encoder")
+    fit(task, run.config.encoder_loop, run.folder / "encoder", run.config.watch)
     measure_latents(rae.eval(), run.recordings.frames)
-    save_rae(rae, run.folder / "encoder.safetensors")
+    first_does(lambda: save_encoder(rae, path))
+
+
+def _freeze(run: Run, path: Path) -> None:
+    config = run.config
+    encoder = make_frozen(config.representation, config.rae, config.encoder.seed, _size(run))
+    require_merge(encoder.grid, config.model.merge)
+    encoder.to(run.device).eval()
+    with mixed_precision(run.device, run.dtype):
+        measure_latents(encoder, run.recordings.frames)
+    save_encoder(encoder, path)
 
 
 def train_decoder(run: Run) -> None:
-    """Train the decoder on noised latents of the frozen encoder."""
-    rae = _load(_new_rae(run), run.folder / "encoder.safetensors", "encoder")
-    fit(
-        DecoderTask(rae, run.recordings, run.config.encoder, run.dtype),
-        run.config.decoder_loop,
-        run.folder / "decoder",
-    )
-    save_rae(rae, run.folder / "decoder.safetensors")
+    """Train the decoder on noised latents of the frozen encoder, if it is not there already."""
+    encoder = _encoder(run, "encoder")
+    if isinstance(encoder, Representation) and isinstance(encoder.decoder, Decoder):
+        # Encoding anew at each step is cheap for the small RAE only, and the core needs the
+        # others' latents anyway.
+        latents = None if isinstance(encoder, RAE) else _latents(run, encoder, run.recordings)
+        task = DecoderTask(encoder, run.recordings, run.config.encoder, run.dtype, latents)
+        fit(task, run.config.decoder_loop, run.folder / "decoder", run.config.watch)
+    first_does(lambda: save_encoder(encoder, run.folder / "decoder.safetensors"))
 
 
 def train_core(run: Run) -> None:
     """Train the transformer on cached latents."""
-    rae = _load(_new_rae(run), run.folder / "encoder.safetensors", "encoder")
+    encoder = _encoder(run, "encoder")
+    require_merge(encoder.grid, run.config.model.merge)
+    say(describe(encoder, run.config.model.merge, run.config.model.width))
     tokenizer = train_text(run)
-    core = new_core(run.config, tokenizer).to(run.device)
+    core = new_core(run.config, tokenizer, encoder).to(run.device)
     active, total = core.parameters_by_use()
-    print(f"core: {active / 1e6:.1f} M active, {total / 1e6:.1f} M total parameters", flush=True)
-    pieces = run.pieces(tokenizer)
-    samplers = [Sampler(part, tokenizer, run.config.mixture, pieces) for part in run.parts]
-    # One store draws as it always did, so that runs of before go on as they were.
-    sampler = samplers[0] if len(samplers) == 1 else StoreMixture(samplers, run.config.weights)
-    latents = cache_latents(rae, run.recordings, run.folder, run.dtype)
-    fit(
-        CoreTask(core, sampler, latents, run.config.core, run.dtype),
-        run.config.core_loop,
-        run.folder / "core",
-    )
+    say(f"core: {active / 1e6:.1f} M active, {total / 1e6:.1f} M total parameters")
+    config, loop, watch = run.config.core, run.config.core_loop, run.config.watch
+    sampler = _sampler(run, run.parts, tokenizer, run.pieces(tokenizer))
+    latents = _latents(run, encoder, run.recordings)
+    task = CoreTask(core, sampler, latents, config, run.dtype, ranks(), loop.accumulate)
+    validation = paint = None
+    if watch.validate_every or watch.images_every:
+        paths = run.config.stores or (run.config.store,)
+        parts = load_stores(paths, "val", 0, run.config.memory_gb)
+        held_out = join(parts)
+        if watch.validate_every:
+            sampler = _sampler(run, parts, tokenizer, run.pieces(tokenizer, "val"))
+            latents = _latents(run, encoder, held_out)
+            plain = replace(config, shortcut=0.0, own_past=0.0, centre=False, workers=0)
+            validation = CoreTask(core, sampler, latents, plain, run.dtype)
+        if watch.images_every:
+            seen = _encoder(run, "decoder")
+            level = run.config.context_level
+            paint = painter(
+                core.config, seen, tokenizer, held_out, watch.images, level, run.device, run.dtype
+            )
+    fit(task, loop, run.folder / "core", watch, run.config.divide, validation, paint)
     _save(core, run.folder / "core.safetensors")
+
+
+def _sampler(
+    run: Run,
+    parts: Sequence[Recordings],
+    tokenizer: TextTokenizer,
+    pieces: Sequence[str | np.ndarray],
+) -> Draws:
+    samplers = [Sampler(part, tokenizer, run.config.mixture, pieces) for part in parts]
+    # One store draws as it always did, so that runs of before go on as they were.
+    return samplers[0] if len(samplers) == 1 else StoreMixture(samplers, run.config.weights)
 
 
 def export(run: Run) -> None:
     """Write the checkpoint folder from the finished stages."""
     tokenizer = train_text(run)
-    decoder = run.folder / "decoder.safetensors"
-    rae = _load(_new_rae(run), decoder, "decoder")
-    core = new_core(run.config, tokenizer)
+    first_does(lambda: _export(run, tokenizer))
+
+
+def _export(run: Run, tokenizer: TextTokenizer) -> None:
+    encoder = _encoder(run, "decoder")
+    core = new_core(run.config, tokenizer, encoder)
     _load(core, run.folder / "core.safetensors", "core")
     held_out = load_recordings(str((run.config.stores or (run.config.store,))[0]), "val")
     frames, keys = pick_starts(held_out, run.config.starts)
@@ -201,7 +269,7 @@ def export(run: Run) -> None:
     checkpoint = Checkpoint(
         name=run.config.checkpoint,
         core=core,
-        encoder=rae,
+        encoder=encoder,
         tokenizer=tokenizer,
         spec=run.recordings.spec,
         start_frames=frames,
@@ -222,57 +290,66 @@ def export(run: Run) -> None:
     print(f"checkpoint: {run.folder / 'checkpoint'}", flush=True)
 
 
-def new_core(config: TrainConfig, tokenizer: TextTokenizer) -> Core:
+def new_core(config: TrainConfig, tokenizer: TextTokenizer, encoder: FrameEncoder) -> Core:
     """Return an untrained core with reproducible weights."""
     shape = {k: v for k, v in asdict(config.model).items() if k != "name"}
-    grid = config.rae.size // config.rae.patch
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.core.seed)
         return Core(
             CoreConfig(
                 vocab=tokenizer.vocab_size,
-                latent_grid=(grid, grid),
-                latent_channels=config.rae.channels,
+                latent_grid=encoder.grid,
+                latent_channels=encoder.channels,
                 **shape,
             )
         )
 
 
 def cache_latents(
-    rae: RAE, recordings: Recordings, folder: Path, dtype: torch.dtype, batch: int = 64
+    encoder: FrameEncoder,
+    recordings: Recordings,
+    folder: Path,
+    dtype: torch.dtype,
+    batch: int = 64,
+    memory_gb: float = 0.0,
 ) -> torch.Tensor:
     """Return the latents float16 [F, N, C] of all frames, on the encoder's device.
 
-    They are kept in `folder` under a name made of the encoder's weights and the frames, so that
+    They are kept in `folder` under a name made of the encoder's hash and the frames, so that
     a resumed run does not encode again. They come from the stores where `worldmodel data encode`
-    left this very encoder's; else they are computed. Where the frames stay on disk, so do they.
+    left this very encoder's; else they are computed. Where the frames stay on disk, so do they,
+    and also where they take more than `memory_gb` (10^9 bytes; 0 for no limit).
     """
     frames = recordings.frames
-    device, cells = rae.mean.device, rae.grid[0] * rae.grid[1]
-    digest = hashlib.sha256(
-        b"".join(p.detach().cpu().numpy().tobytes() for p in rae.encoder.parameters())
-    )
+    device, cells = encoder.mean.device, encoder.grid[0] * encoder.grid[1]
+    digest = hashlib.sha256(encoder_hash(encoder).encode())
     digest.update(frames[:: max(1, len(frames) // 64)].tobytes())
     path = folder / f"latents-{len(frames)}-{digest.hexdigest()[:12]}.npy"
-    if not path.exists():
-        shape = (len(frames), cells, rae.channels)
+
+    def write() -> None:
+        shape = (len(frames), cells, encoder.channels)
         temporary = path.with_suffix(".tmp")
         stored = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
-        if not _copy_latents(rae, recordings, stored):
+        if not _copy_latents(encoder, recordings, stored):
             with mixed_precision(device, dtype):
                 for first in range(0, len(frames), batch):
                     part = torch.from_numpy(frames[first : first + batch])
-                    stored[first : first + batch] = rae.encode(part).half().cpu().numpy()
+                    found = encoder.encode(part).half().cpu().numpy()
+                    _require_finite(found, f"frames {first} to {first + len(found) - 1}")
+                    stored[first : first + batch] = found
         stored.flush()
         temporary.replace(path)
-    if isinstance(frames, StoreFrames):
+
+    first_does(lambda: path.exists() or write())
+    large = memory_gb and path.stat().st_size > memory_gb * 1e9
+    if large or isinstance(frames, StoreFrames):
         return torch.from_numpy(np.load(path, mmap_mode="c"))
     return torch.from_numpy(np.load(path)).to(device)
 
 
-def _copy_latents(rae: RAE, recordings: Recordings, out: np.ndarray) -> bool:
+def _copy_latents(encoder: FrameEncoder, recordings: Recordings, out: np.ndarray) -> bool:
     """Fill `out` with latents that the stores keep; False where they have not all of them."""
-    digest = encoder_hash(rae)
+    digest = encoder_hash(encoder)
     found = [(LatentCache(store.path, digest), name) for store, name in recordings.sources]
     if not found or not all(cache.has(name) for cache, name in found):
         return False
@@ -280,9 +357,18 @@ def _copy_latents(rae: RAE, recordings: Recordings, out: np.ndarray) -> bool:
         latents = cache.read(name)
         if latents.shape != out[begin:end].shape:
             return False
+        _require_finite(latents, f"episode '{name}', in '{cache.folder}'")
         out[begin:end] = latents
     print(f"latents: {digest}, from the store", flush=True)
     return True
+
+
+def _require_finite(latents: np.ndarray, what: str) -> None:
+    if not np.isfinite(latents).all():
+        raise UserError(
+            f"The latents of {what} are not finite numbers, and nothing can be learned from them. "
+            "Delete those of the store and encode again, or train another encoder."
+        )
 
 
 def pick_starts(
@@ -308,21 +394,42 @@ def pick_starts(
     return np.stack(frames), np.stack(keys).astype(np.int32)
 
 
-def _new_rae(run: Run) -> RAE:
-    return build_rae(run.config.rae, run.config.encoder.seed).to(run.device).eval()
+def _encoder(run: Run, stage: str) -> FrameEncoder:
+    """Return the encoder that a stage left, on the run's device."""
+    path, config = run.folder / f"{stage}.safetensors", run.config
+    if config.representation.kind == "rae":
+        rae = build_rae(config.rae, config.encoder.seed).to(run.device).eval()
+        return _load(rae, path, stage)
+    _require(path, stage)
+    require_same(path, config.representation, config.rae, _size(run))
+    return load_encoder(path).to(run.device)
+
+
+def _size(run: Run) -> tuple[int, int]:
+    return run.recordings.spec.height, run.recordings.spec.width
+
+
+def _latents(run: Run, encoder: FrameEncoder, recordings: Recordings) -> torch.Tensor:
+    limit = run.config.memory_gb
+    return cache_latents(encoder, recordings, run.folder, run.dtype, memory_gb=limit)
 
 
 def _save(module: nn.Module, path: Path) -> None:
-    temporary = path.with_suffix(".tmp")
-    save_file({k: v.cpu().contiguous() for k, v in module.state_dict().items()}, temporary)
-    temporary.replace(path)
+    state, temporary = gathered(module.state_dict()), path.with_suffix(".tmp")
+    if rank() == 0:
+        save_file(state, temporary)
+        temporary.replace(path)
 
 
-def _load(module: Module, path: Path, stage: str) -> Module:
+def _require(path: Path, stage: str) -> None:
     if not path.exists():
         raise UserError(
             f"'{path}' is missing: run stage={stage} first, or stage=all, with the same out=."
         )
+
+
+def _load(module: Module, path: Path, stage: str) -> Module:
+    _require(path, stage)
     try:
         module.load_state_dict(load_file(path))
     except Exception as error:

@@ -40,6 +40,8 @@ OPTIONAL = (
         "conda install habitat-sim headless -c conda-forge -c aihabitat (or from its source)",
     ),
     Need("trimesh", "trimesh", "the scenes of habitat:rooms", "pip install 'worldmodel[habitat]'"),
+    Need("transformers", "transformers", "SigLIP 2 and DINOv2", "pip install 'worldmodel[hub]'"),
+    Need("diffusers", "diffusers", "pretrained VAEs", "pip install 'worldmodel[hub]'"),
 )
 
 
