@@ -4,7 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from worldmodel.moe import TEXT, VISION, FeedForward, Router
+from worldmodel.moe import (
+    TEXT,
+    VISION,
+    FeedForward,
+    Router,
+    _grouped_products,
+    _sliced_products,
+)
 
 WIDTH, HIDDEN = 16, 8
 
@@ -144,3 +151,22 @@ def test_bfloat16_is_near_float32():
     with torch.autocast("cpu", torch.bfloat16):
         got = layer(x, modality)
     assert (got.float() - want).norm() < 0.02 * want.norm()
+
+
+def test_grouped_products_equal_sliced_ones():
+    """The products that a GPU takes, also with an expert that nobody chose."""
+    layer = make("moe")
+    x, modality = tokens(80)
+    chosen, weights = layer._choose(x, modality)
+    chosen[chosen == 2] = 3
+    order = layer._sort(chosen)
+    rows = x[order.token]
+    shares = weights.flatten()[order.index].unsqueeze(1).detach()
+    results = []
+    for products in (_grouped_products, _sliced_products):
+        out = products(rows, shares, layer.w_in, layer.w_out, order.ends)
+        grads = torch.autograd.grad(out, (layer.w_in, layer.w_out), out.detach().clone())
+        results.append((out, *grads))
+    for ours, theirs in zip(*results, strict=True):
+        assert theirs.abs().max() > 0
+        assert torch.allclose(ours, theirs, atol=1e-5, rtol=1e-4)

@@ -6,7 +6,7 @@ import torch
 from worldmodel.sequence import Document, Frame, Text, attention_mask, pack
 from worldmodel.text import EOS
 from worldmodel.train.core import run
-from worldmodel.transformer import Core, CoreConfig, RMSNorm, rotary_table, rotate
+from worldmodel.transformer import Core, CoreConfig, RMSNorm, _attend, rotary_table, rotate
 
 FFNS = ("dense", "modality", "moe")
 FILM: Document = [
@@ -252,3 +252,16 @@ def test_the_norm_is_that_of_the_root_mean_square():
     x = torch.randn(3, 8)
     want = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     assert torch.allclose(RMSNorm(8)(x), want, atol=1e-6)
+
+
+def test_attention_in_plain_products_equals_the_fused_one():
+    """What training in bfloat16 takes on a CPU, with two queries for every key."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 9, 8, generator=generator) for heads in (4, 2, 2))
+    mask = (torch.rand(2, 1, 9, 9, generator=generator) < 0.5) | torch.eye(9, dtype=torch.bool)
+    fused = torch.nn.functional.scaled_dot_product_attention
+    want = fused(q, k, v, attn_mask=mask, enable_gqa=True)
+    assert torch.allclose(_attend(q, k, v, mask), want, atol=1e-6)
+    half = _attend(*(x.bfloat16() for x in (q, k, v)), mask)
+    assert half.dtype == torch.bfloat16
+    assert (half.float() - want).norm() < 0.02 * want.norm()

@@ -18,9 +18,10 @@ TEXT, VISION = 0, 1
 SHARED = {"none": 0, "global": 1, "modality": 2}
 """Number of shared experts: none, one for all tokens, or one per modality."""
 
-# Up to this many tokens all experts are computed in two batched products: at the size of one
+# Up to so many tokens and experts all are computed in two batched products: at the size of one
 # frame every expert is chosen by some token, and one large product beats many small ones.
 _FEW_TOKENS = 160
+_FEW_EXPERTS = 32
 
 
 class _Spread(torch.autograd.Function):
@@ -168,7 +169,8 @@ class FeedForward(nn.Module):
         if len(self.w_in) == 1:  # nothing to choose
             return F.linear(_swiglu(F.linear(x, self.w_in.squeeze(0))), self.w_out.squeeze(0))
         chosen, weights = self._choose(x, modality)
-        if len(x) <= _FEW_TOKENS and not torch.is_grad_enabled():
+        few = len(x) <= _FEW_TOKENS and len(self.w_in) <= _FEW_EXPERTS
+        if few and not torch.is_grad_enabled():
             return self._all_experts(x, chosen, weights)
         return self._grouped(x, chosen, weights)
 
