@@ -3,6 +3,7 @@
 import ast
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -244,3 +245,13 @@ def test_nothing_is_ever_pickled_or_unpickled():
                     assert call not in ("torch.load", "torch.save", "np.save"), where
                 elif isinstance(node, ast.keyword):
                     assert node.arg != "allow_pickle" or ast.unparse(node.value) == "False", where
+
+
+def test_a_tokenizer_of_another_size_is_refused_with_both(original, tmp_path):
+    other = train_tokenizer(["action: w", "something else altogether"] * 9, 280)
+    assert other.vocab_size != original.core.config.vocab
+    save(replace(original, tokenizer=other), tmp_path / "mixed")
+    with pytest.raises(UserError) as caught:
+        load(str(tmp_path / "mixed"))
+    assert str(other.vocab_size) in str(caught.value)
+    assert str(original.core.config.vocab) in str(caught.value)

@@ -189,12 +189,18 @@ def test_instructed_documents_say_no_actions_after_the_instruction(tokenizer):
     assert commanded > 200
 
 
+def test_a_share_of_the_captions_is_left_out_before_frames(tokenizer):
+    drawn = [len(d) for d in draws(only(tokenizer, "imagine", drop_caption=0.3), 400)]
+    assert set(drawn) == {1, 2}
+    assert 0.2 < drawn.count(1) / len(drawn) < 0.4
+
+
 @pytest.mark.parametrize(
     ("kind", "shape"),
     [("text", "T"), ("caption", "IT"), ("imagine", "TI"), ("question", "IT")],
 )
 def test_shape_of_documents_about_one_frame(tokenizer, kind, shape):
-    for document in draws(only(tokenizer, kind), 30):
+    for document in draws(only(tokenizer, kind, drop_caption=0.0), 30):
         assert "".join("T" if isinstance(s, Text) else "I" for s in document) == shape
         (words,) = (s for s in document if isinstance(s, Text))
         text = tokenizer.decode(words.ids)

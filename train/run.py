@@ -50,6 +50,7 @@ from worldmodel.transformer import Core, CoreConfig
 Module = TypeVar("Module", bound=nn.Module)
 
 PYTHON = "python"
+CONTEXT = 4  # frames that a rollout starts from
 TOKENIZER_PIECES = 50_000  # pieces of plain English that the tokenizer learns from, at most
 STAGES = ("tokenizer", "encoder", "decoder", "core", "export")
 
@@ -91,6 +92,7 @@ def main(config: TrainConfig) -> int:
     """
     if config.stage not in (*STAGES, "all"):
         raise UserError(f"Unknown stage '{config.stage}'.{suggest(config.stage, (*STAGES, 'all'))}")
+    require_core(config)
     device, reason = choose_device(config.device)
     with process_group(device) as device:
         return _main(config, device, reason)
@@ -292,17 +294,30 @@ def _export(run: Run, tokenizer: TextTokenizer) -> None:
 
 def new_core(config: TrainConfig, tokenizer: TextTokenizer, encoder: FrameEncoder) -> Core:
     """Return an untrained core with reproducible weights."""
-    shape = {k: v for k, v in asdict(config.model).items() if k != "name"}
+    shape = _shape(config, tokenizer.vocab_size, encoder.grid, encoder.channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.core.seed)
-        return Core(
-            CoreConfig(
-                vocab=tokenizer.vocab_size,
-                latent_grid=encoder.grid,
-                latent_channels=encoder.channels,
-                **shape,
-            )
+        return Core(shape)
+
+
+def require_core(config: TrainConfig) -> None:
+    """Refuse a core that cannot be, before anything is trained for it.
+
+    Raises:
+        UserError: names the values that do not go together.
+    """
+    side = config.model.merge  # the encoder's grid is known later; `require_merge` looks at it
+    _shape(config, config.vocab, (side, side), 1)
+    if config.model.window < CONTEXT - 1:
+        raise UserError(
+            f"model.window={config.model.window} is shorter than the context of {CONTEXT} frames "
+            f"that rollouts start from; set it to {CONTEXT - 1} or more."
         )
+
+
+def _shape(config: TrainConfig, vocab: int, grid: tuple[int, int], channels: int) -> CoreConfig:
+    shape = {k: v for k, v in asdict(config.model).items() if k != "name"}
+    return CoreConfig(vocab=vocab, latent_grid=grid, latent_channels=channels, **shape)
 
 
 def cache_latents(
@@ -372,7 +387,7 @@ def _require_finite(latents: np.ndarray, what: str) -> None:
 
 
 def pick_starts(
-    recordings: Recordings, count: int, context: int = 4
+    recordings: Recordings, count: int, context: int = CONTEXT
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return start contexts from different episodes: frames [S, n, H, W, 3], keys [S, n - 1].
 

@@ -109,12 +109,18 @@ def load(name: str) -> Checkpoint:
         ) from None
     _fill(core.load_state_dict, folder / "core.safetensors")
     _fill(encoder.fill, folder / "encoder.safetensors")
+    tokenizer = TextTokenizer.load(folder / "tokenizer.json")
+    if tokenizer.vocab_size != core.config.vocab:
+        raise UserError(
+            f"The tokenizer of '{folder}' has {tokenizer.vocab_size} tokens, but the core was "
+            f"trained with {core.config.vocab}. Put the tokenizer back that belongs to it."
+        )
     starts = load_file(folder / "starts.safetensors")
     return Checkpoint(
         name=folder.name,
         core=core.eval(),
         encoder=encoder.eval(),
-        tokenizer=TextTokenizer.load(folder / "tokenizer.json"),
+        tokenizer=tokenizer,
         spec=spec,
         start_frames=starts["frames"].numpy(),
         start_keys=starts["keys"].numpy(),
