@@ -18,10 +18,14 @@ from worldmodel.viewer.commands import Branch
 from worldmodel.viewer.draw import draw, thumbs
 from worldmodel.viewer.engine import Snapshot, describe
 from worldmodel.viewer.forkview import tiles
+from worldmodel.viewer.gauges import meter_place
+from worldmodel.viewer.instruments import Dials
 from worldmodel.viewer.layout import make_layout
 from worldmodel.viewer.mapview import map_places
 from worldmodel.viewer.outline import outline
 from worldmodel.viewer.pad import Pad
+from worldmodel.viewer.reading import Reading
+from worldmodel.viewer.routing import Routing
 from worldmodel.viewer.session import Session
 from worldmodel.viewer.textbox import TextBox
 from worldmodel.viewer.view import ViewState
@@ -55,6 +59,17 @@ def a_view():
     return ViewState(snapshot, held=("w",), latency_ms=50.0, step_times_ms=(40.0, 90.0))
 
 
+def all_dials():
+    """The instruments at rest, with every light, and with experts of small and large models."""
+    yield Dials(measures=True)
+    for score in (0.0, 4.0, 4.01, 16.0, 1e9):
+        yield Dials(True, Reading(0.1, None, score, 1e6), (0.0, 1e6) * 40)
+    yield Dials(True, watching=True)
+    for layers, experts in ((1, 1), (6, 12), (64, 300)):
+        picks = ((0,) * experts, tuple(range(experts)))
+        yield Dials(True, watching=True, routing=Routing((picks,) * layers))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (90, 60), (420, 300), (500, 1400), (2600, 500)])
 @pytest.mark.parametrize("smooth", [True, False])
 def test_every_state_is_drawn_in_every_size(size, smooth):
@@ -69,6 +84,7 @@ def test_every_state_is_drawn_in_every_size(size, smooth):
         replace(view, box=box, busy_s=3.0),
         replace(view, snapshot=failed),
         replace(view, snapshot=replace(view.snapshot, status="paused")),
+        *(replace(view, snapshot=replace(view.snapshot, dials=dials)) for dials in all_dials()),
     ):
         draw(surface, replace(state, smooth=smooth))
 
@@ -85,6 +101,12 @@ def test_the_picture_shows_the_frame_in_true_colours_and_shape():
         y = layout.picture.y + round((row + 0.5) * layout.picture.height / 48)
         shown = np.array(surface.get_at((x, y))[:3], dtype=int)
         assert np.abs(shown - frame[row, column]).max() <= 8
+
+
+def test_the_mark_of_the_meter_moves_through_three_equal_zones():
+    places = [meter_place(score) for score in (0.0, 2.0, 4.0, 4.1, 8.0, 16.0, 16.1, 64.0, 1e9)]
+    assert places == sorted(places)
+    assert [min(2, int(3 * place)) for place in places] == [0, 0, 0, 1, 1, 2, 2, 2, 2]
 
 
 def test_held_keys_light_up():

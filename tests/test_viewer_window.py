@@ -353,3 +353,17 @@ def test_the_shipped_model_is_driven_by_keys_and_a_sentence(player):
     assert "instruction: turn right" in texts
     assert report["checkpoint"] == "doom-nano"
     assert viewer.output.read_text().startswith("device: ")
+
+
+def test_a_key_shows_the_experts_of_a_model(player):
+    viewer = player("device=cpu", program=("-m", "worldmodel", "play"))
+    until(lambda: "first imagined frame" in viewer.output.read_text(), 60)
+    viewer.do("key", "i", "key", "i", "key", "i")  # on, off, on
+    (path,) = until(lambda: list(viewer.report.parent.glob("sessions/*.jsonl")))
+    steps = len(path.read_text().splitlines())
+    until(lambda: len(path.read_text().splitlines()) >= steps + 3, 60)
+    viewer.do("key", "Escape")
+    report = viewer.leaves()
+    assert len(report["experts"]) == 6
+    assert all(len(kind) == 12 for layer in report["experts"] for kind in layer)
+    assert any(event["trust"]["light"] for event in report["events"] if "trust" in event)

@@ -158,6 +158,7 @@ def _play(
             on_change=window.wake,
             on_step=tape.add,
             on_answer=tape.add_answer,
+            on_reading=tape.add_reading,
         )
         if cfg.record:
             tape.record(cfg.record)
@@ -283,6 +284,7 @@ def make_report(cfg: PlayConfig, snapshot: Snapshot, stats: Stats, tape: Tape) -
         "step_ms": summary(stats.steps_ms),
         "start_s": round(stats.start_s, 3) if stats.start_s is not None else None,
         "peak_memory_mb": peak_memory_mb(),
+        "experts": snapshot.dials.routing.picks if snapshot.dials.routing else None,
         "events": tape.events,
     }
 

@@ -114,6 +114,11 @@ class Chart:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Watch which experts of the model fire, or no longer."""
+
+
+@dataclass(frozen=True)
 class Live:
     """End the lockstep of a script: from now on a person plays. Begins paused."""
 
@@ -139,6 +144,7 @@ Command = (
     | Jump
     | Name
     | Chart
+    | Experts
     | Live
     | Look
 )

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from worldmodel.errors import UserError
@@ -21,6 +21,7 @@ from worldmodel.viewer.commands import (
     Chart,
     Command,
     Denoise,
+    Experts,
     Fork,
     Jump,
     Leave,
@@ -33,97 +34,19 @@ from worldmodel.viewer.commands import (
     Rewind,
     Say,
 )
+from worldmodel.viewer.instruments import Instruments
 from worldmodel.viewer.journal import Journal
 from worldmodel.viewer.meter import Quality, Rate
-from worldmodel.viewer.outline import Stop, outline
-from worldmodel.viewer.phrases import known_phrases, token_counter
-from worldmodel.viewer.session import Answer, Context, Future, Moment, Session
+from worldmodel.viewer.outline import outline
+from worldmodel.viewer.reading import Reading
+from worldmodel.viewer.session import Answer, Context, Moment, Session
+from worldmodel.viewer.snapshot import Snapshot, describe
 from worldmodel.world import World, WorldSpec
 
 TIMELINE = 40
 """Moments published for the timeline."""
 
 MAX_DENOISE = 64
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What the loaded world says about itself.
-
-    Attributes:
-        spec, name: of the world or checkpoint.
-        device, reason, dtype, threads: where it runs, and why there.
-        num_starts: number of start scenes, 0 where they have no end.
-        phrases: sentences that it may know.
-        count_tokens: gives the tokens of a sentence, of which `max_tokens` are read; None where
-            it reads no tokens.
-    """
-
-    spec: WorldSpec
-    name: str
-    device: str
-    reason: str
-    dtype: str
-    threads: int
-    num_starts: int
-    phrases: tuple[str, ...] = ()
-    count_tokens: Callable[[str], int] | None = None
-    max_tokens: int = 0
-
-    @property
-    def line(self) -> str:
-        """One line, for instance 'device: cpu (no CUDA device found), bfloat16, 2 threads'."""
-        threads = f"{self.threads} thread{'s' if self.threads != 1 else ''}" if self.threads else ""
-        kind = [part for part in (self.dtype, threads) if part]
-        return ", ".join([f"device: {self.device} ({self.reason})", *kind])
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Everything the window knows about the model, at one instant.
-
-    Attributes:
-        serial: grows with every change.
-        status: 'loading', 'playing', 'paused' or 'failed'.
-        info: None while loading.
-        now, timeline: the current moment, and some of those before it.
-        futures: the branches of the open fork, if one is open.
-        chart: the outline of the tree while it is asked for.
-        journal: the session's file, or empty.
-        instruction: the instruction in force, or empty.
-        answer: to the last question, None before the first one.
-        start: number of the start scene.
-        denoise_steps: denoising steps per frame, 0 where there are none.
-        wanted_denoise: those asked for, where they follow the machine; else 0.
-        steps_done: steps taken since the program began; rewinding does not lower it.
-        fps: steps per second lately. step_ms: milliseconds of the last step.
-        input_s: time (`time.perf_counter`) of the input that the current frame answers, or None.
-        notice: a sentence for the user, and when (`time.perf_counter`) it was written.
-        commands_done: commands carried out since the program began.
-        failure: what stopped the model, or in a strict engine the command.
-    """
-
-    serial: int = 0
-    status: str = "loading"
-    info: ModelInfo | None = None
-    now: Moment | None = None
-    timeline: tuple[Moment, ...] = ()
-    futures: tuple[Future, ...] = ()
-    chart: tuple[Stop, ...] = ()
-    journal: str = ""
-    instruction: str = ""
-    answer: Answer | None = None
-    start: int = 0
-    denoise_steps: int = 0
-    wanted_denoise: int = 0
-    steps_done: int = 0
-    fps: float = 0.0
-    step_ms: float = 0.0
-    input_s: float | None = None
-    notice: str = ""
-    notice_s: float = 0.0
-    commands_done: int = 0
-    failure: Exception | None = None
 
 
 class Engine:
@@ -142,6 +65,8 @@ class Engine:
         on_change: called from the thread after each new snapshot.
         on_step: called from the thread with each moment imagined, in order, none left out.
         on_answer: called from the thread with each answer.
+        on_reading: called from the thread with how far the last moment can be trusted, where
+            that was measured.
     """
 
     def __init__(
@@ -158,6 +83,7 @@ class Engine:
         on_change: Callable[[], None] | None = None,
         on_step: Callable[[Moment], None] | None = None,
         on_answer: Callable[[Moment, Answer], None] | None = None,
+        on_reading: Callable[[Reading], None] | None = None,
     ) -> None:
         self._load, self._start, self._context = load, start, context
         self._lockstep = lockstep
@@ -165,6 +91,7 @@ class Engine:
         self._open_journal, self._journal = journal, None
         self._history_bytes = history_bytes
         self._charting = False
+        self._instruments = Instruments(None)
         self._taken = 0
         self.session: Session | None = None
         """What is played, once there is a world; it belongs to the thread until that has ended."""
@@ -172,6 +99,7 @@ class Engine:
         self._own_pace = fps is None
         self._quality = Quality(self._period_s) if adapt and fps else None
         self._on_change, self._on_step, self._on_answer = on_change, on_step, on_answer
+        self._on_reading = on_reading
         self._lock = threading.Condition()
         self._commands: deque[Command] = deque()
         self._held: tuple[str, ...] = ()
@@ -244,6 +172,7 @@ class Engine:
             context = self._context(world.spec) if self._context else None
             session = Session(world, self._start, context, self._history_bytes)
             self.session = session
+            self._instruments = Instruments(getattr(world, "engine", None))
             session.on_recall = lambda done, of: self._recalled(session, done, of)
             status = "paused" if self._lockstep else "playing"
             told: dict[str, object] = {}
@@ -263,6 +192,7 @@ class Engine:
         try:
             if self._journal:
                 self._journal.close()
+            self._instruments.close()
             world.close()
         except Exception as error:  # a recording that cannot be saved, for instance
             self._fail(error)
@@ -288,9 +218,12 @@ class Engine:
         return None
 
     def _do(self, session: Session, command: Command) -> None:
+        before = self._snapshot.steps_done
         try:
             self._carry_out(session, command)
             self._write(session, command)
+            if self._snapshot.steps_done != before:
+                self._measure(session)  # the frame is out and written: they are not to wait
         except UserError as error:
             if self._lockstep:
                 self._fail(error)
@@ -303,6 +236,8 @@ class Engine:
         snapshot = self._snapshot
         if snapshot.status == "failed" and not isinstance(command, Restart):
             return
+        if isinstance(command, Rewind | Jump | Pick | Leave | Restart):
+            self._instruments.forget()
         match command:
             case Advance(keys):
                 self._step(session, keys)
@@ -332,6 +267,9 @@ class Engine:
             case Chart(on):
                 self._charting = on
                 self._publish(session, status="paused")
+            case Experts():
+                notice = self._instruments.watch()
+                self._publish(session, notice=notice, notice_s=time.perf_counter())
             case Live():
                 self._lockstep = False
                 self._publish(session, status="paused")
@@ -411,6 +349,7 @@ class Engine:
             self._tapped.clear()
         begin_s = time.perf_counter()
         self.busy_since_s = begin_s
+        self._instruments.begin()
         try:
             moments = session.advance_fork() if session.futures else (session.advance(keys),)
         finally:
@@ -434,6 +373,17 @@ class Engine:
         self._adapt(session, end_s - begin_s)
         if session.ended and not self._lockstep:
             self._refuse(session, "The episode has ended; R starts again.", pause=True)
+
+    def _measure(self, session: Session) -> None:
+        """Read the instruments after a step."""
+        before = self._instruments.dials
+        reading = self._instruments.after(session.world, alone=not session.futures)
+        if reading and not before.trust:
+            self._rate.restart()  # real frames were measured too, which is not the pace of play
+        if reading and self._on_reading:
+            self._on_reading(reading)
+        if self._instruments.dials != before:
+            self._publish(session, input_s=self._snapshot.input_s)
 
     def _tell(self, notice: str) -> None:
         """Tell the user while something goes on."""
@@ -460,6 +410,7 @@ class Engine:
                 "chart": outline(session) if self._charting else (),
                 "journal": str(self._journal.path) if self._journal else "",
                 "instruction": session.instruction,
+                "dials": self._instruments.dials,
                 "start": session.start,
                 "denoise_steps": getattr(session.world, "denoise_steps", 0),
                 "input_s": None,
@@ -476,22 +427,3 @@ class Engine:
         self._snapshot = replace(self._snapshot, serial=serial, status="failed", failure=error)
         if self._on_change:
             self._on_change()
-
-
-def describe(world: World) -> ModelInfo:
-    """Return what `world` says about itself; real environments have no device."""
-    device = str(getattr(world, "device", "none"))
-    torch = sys.modules.get("torch")
-    count, most = token_counter(world)
-    return ModelInfo(
-        spec=world.spec,
-        name=str(getattr(world, "checkpoint_name", world.spec.name)),
-        device=device,
-        reason=str(getattr(world, "device_reason", f"{world.spec.name} needs no model")),
-        dtype=str(getattr(world, "dtype", "")),
-        threads=torch.get_num_threads() if torch and device.startswith("cpu") else 0,
-        num_starts=int(getattr(world, "num_starts", 0)),
-        phrases=known_phrases(world.spec) if callable(getattr(world, "say", None)) else (),
-        count_tokens=count,
-        max_tokens=most,
-    )

@@ -28,7 +28,7 @@ _NEXT = Binding(
 )
 _NOT_HERE = (
     *("say", "clear", "rewind", "restart", "next", "previous", "finer", "faster"),
-    *("fork", "map", "save", "clip"),
+    *("fork", "map", "save", "clip", "experts"),
 )
 _BINDINGS = (_NEXT, *(binding for binding in BINDINGS if binding.name not in _NOT_HERE))
 

@@ -44,6 +44,7 @@ BINDINGS = (
     Binding("save", ("k", "f10"), "K", "keep this path as a scenario"),
     Binding("finer", ("+", "=", "[+]"), "+", "more denoising steps", repeats=True),
     Binding("faster", ("-", "[-]"), "-", "fewer denoising steps", repeats=True),
+    Binding("experts", ("i", "u"), "I", "which experts fire"),
     Binding("smooth", ("x", "f4"), "X", "smooth or sharp pixels"),
     Binding("help", ("f1", "h"), "F1", "this help"),
     Binding("fullscreen", ("f11",), "F11", "full screen"),

@@ -5,10 +5,11 @@ from pygame import Rect
 
 from worldmodel.actions import ActionRow
 from worldmodel.viewer.fonts import fit, measure, printable, put, wrap
+from worldmodel.viewer.gauges import draw_experts, draw_trust
 from worldmodel.viewer.layout import Layout
 from worldmodel.viewer.theme import AMBER, EDGE, FAINT, MUTED, SURFACE, TEAL, TEXT
 from worldmodel.viewer.view import ViewState
-from worldmodel.viewer.widgets import keycap
+from worldmodel.viewer.widgets import heading, keycap
 
 
 def draw_panel(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
@@ -19,7 +20,9 @@ def draw_panel(surface: pygame.Surface, layout: Layout, view: ViewState) -> None
     inner = Rect(place.x + pad, place.y + pad, place.width - 2 * pad, place.height - 2 * pad)
     foot = _hints(surface, layout, view, inner)
     y = _title(surface, layout, view, inner)
-    for part in (_keys, _answer, _speed, _machine):
+    watching = view.snapshot.dials.watching
+    parts = (draw_experts, draw_trust, _speed) if watching else (draw_trust, _speed, _machine)
+    for part in (_keys, _answer, *parts):
         y = part(surface, layout, view, Rect(inner.x, y, inner.width, max(0, foot - y)))
 
 
@@ -48,20 +51,11 @@ def _title(surface: pygame.Surface, layout: Layout, view: ViewState, inner: Rect
     return y + layout.px(30)
 
 
-def _heading(surface: pygame.Surface, layout: Layout, text: str, area: Rect) -> int:
-    y = area.y + layout.px(8)
-    place = put(surface, text.upper(), (area.x, y), layout.px(12), FAINT, bold=True)
-    line_x = place.right + layout.px(10)
-    if line_x < area.right:
-        pygame.draw.line(surface, EDGE, (line_x, y), (area.right, y))
-    return y + layout.px(26)
-
-
 def _keys(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rect) -> int:
     info = view.snapshot.info
     if not info or area.height < layout.px(80):
         return area.y
-    y = _heading(surface, layout, "Keys", area)
+    y = heading(surface, layout, "Keys", area)
     row_h, size = layout.px(32), layout.px(15)
     column = area.width // 2
     for i, row in enumerate(info.spec.actions.rows):
@@ -84,7 +78,7 @@ def _answer(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rect
     answer = view.snapshot.answer
     if not answer or area.height < layout.px(80):
         return area.y
-    y = _heading(surface, layout, f"Asked at step {answer.number}", area)
+    y = heading(surface, layout, f"Asked at step {answer.number}", area)
     size = layout.px(15)
     for text, colour in ((answer.question, MUTED), (answer.text or "(nothing)", TEXT)):
         for line in wrap(printable(text), size, area.width, most=2):
@@ -96,7 +90,7 @@ def _answer(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rect
 def _speed(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rect) -> int:
     if not view.snapshot.info or area.height < layout.px(120):
         return area.y
-    y = _heading(surface, layout, "Speed", area) + layout.px(10)
+    y = heading(surface, layout, "Speed", area) + layout.px(10)
     latency = "-" if view.latency_ms is None else f"{view.latency_ms:.0f}"
     figures = ((f"{view.snapshot.fps:.1f}", "frames / s"), (latency, "ms key to frame"))
     for i, (value, unit) in enumerate(figures):
@@ -130,7 +124,7 @@ def _machine(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rec
     info, snapshot = view.snapshot.info, view.snapshot
     if not info or area.height < layout.px(90):
         return area.y
-    y = _heading(surface, layout, "Machine", area)
+    y = heading(surface, layout, "Machine", area)
     size = layout.px(15)
     threads = f"{info.threads} thread{'s' if info.threads > 1 else ''}" if info.threads else ""
     rows = [

@@ -10,6 +10,7 @@ from typing import IO, Any
 import numpy as np
 
 from worldmodel.errors import UserError
+from worldmodel.viewer.reading import Reading
 from worldmodel.viewer.session import Answer, Moment
 from worldmodel.viewer.video import VideoWriter
 
@@ -50,6 +51,12 @@ class Tape:
         """Take an answer about the current moment: an event between two steps."""
         with self._lock:
             self._note(moment, (), answer.question, answer=answer.text)
+
+    def add_reading(self, reading: Reading) -> None:
+        """Take how far the last moment can be trusted: a part of its event."""
+        with self._lock:
+            if self.events:
+                self.events[-1]["trust"] = reading.to_json()
 
     def _note(self, moment: Moment, keys: tuple[str, ...], text: str, **more: str) -> None:
         if self._keep_events:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pygame
 
@@ -17,6 +16,7 @@ from worldmodel.viewer.commands import (
     Ask,
     Branch,
     Denoise,
+    Experts,
     Fork,
     Leave,
     Look,
@@ -41,7 +41,7 @@ from worldmodel.viewer.script import ScriptPlayer, SessionPlayer
 from worldmodel.viewer.tape import Tape
 from worldmodel.viewer.textbox import Typist
 from worldmodel.viewer.view import Face, ViewState
-from worldmodel.viewer.window import set_mode
+from worldmodel.viewer.window import clipboard, set_mode
 
 TICK_MS = 16
 ANIMATION_S = 0.05
@@ -286,6 +286,8 @@ class Window:
                 self._toggle_recording()
             case "finer" | "faster":
                 engine.post(Denoise(finer=binding.name == "finer"))
+            case "experts":
+                engine.post(Experts())
             case "smooth":
                 self._smooth = not self._smooth
             case "help":
@@ -453,7 +455,7 @@ class Window:
         elif name in ("return", "enter"):
             self._send(engine)
         elif name == "v" and event.mod & (pygame.KMOD_CTRL | pygame.KMOD_GUI):
-            self._typist.type(_clipboard())
+            self._typist.type(clipboard())
         else:
             self._typist.key(name)
 
@@ -493,10 +495,3 @@ class Window:
             engine.post(Fork((*branches, Branch(say=sentence))))
         self._typist.sent(sentence)
         self._close_box()
-
-
-def _clipboard() -> str:
-    get_text: Any = pygame.scrap.get_text
-    with contextlib.suppress(pygame.error):
-        return get_text() or ""
-    return ""

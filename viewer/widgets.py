@@ -72,3 +72,13 @@ def typing(
     if now_s % 1.0 < 0.6:
         top, bottom = inner.centery - layout.px(11), inner.centery + layout.px(11)
         pygame.draw.line(surface, TEAL, (cursor + 1, top), (cursor + 1, bottom), layout.px(1.5))
+
+
+def heading(surface: pygame.Surface, layout: Layout, text: str, area: Rect) -> int:
+    """Draw the heading of a part of the panel. Returns where the part begins."""
+    y = area.y + layout.px(8)
+    place = put(surface, text.upper(), (area.x, y), layout.px(12), FAINT, bold=True)
+    line_x = place.right + layout.px(10)
+    if line_x < area.right:
+        pygame.draw.line(surface, EDGE, (line_x, y), (area.right, y))
+    return y + layout.px(26)

@@ -147,3 +147,13 @@ def _icon():
     pygame.draw.circle(icon, TEAL, (32, 32), 20, width=4)
     pygame.draw.circle(icon, AMBER, (32, 32), 7)
     return icon
+
+
+def clipboard() -> str:
+    """Return the text in the clipboard, or nothing."""
+    import pygame
+
+    get_text: Any = pygame.scrap.get_text
+    with contextlib.suppress(pygame.error):
+        return get_text() or ""
+    return ""
