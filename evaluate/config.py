@@ -8,6 +8,8 @@ class EvalConfig:
     """What to evaluate, on what, and how much of it. Each key is explained in conf/eval.yaml."""
 
     suite: str = "quick"
+    scenario: str = ""
+    compare: tuple[str, ...] = ()
     checkpoint: str = "doom-nano"
     store: str = "data/doom.zarr"
     split: str = "val"

@@ -79,24 +79,28 @@ def render(card: Scorecard, sheets: Sequence[Sheet]) -> str:
     """Return the page as text."""
     body = "".join(
         [
-            *(part(card) for part in (_head, _verdicts, _quality, _following, _keys)),
+            *(part(card) for part in (_head, _verdicts, _skills, _quality, _following, _keys)),
             "<h2>Contact sheets</h2>" if sheets else "",
             *map(_sheet, sheets),
             _everything(card),
         ]
     )
-    title = html.escape(f"{card.checkpoint}: {card.suite} evaluation")
+    return page(f"{card.checkpoint}: {card.suite} evaluation", body)
+
+
+def page(title: str, body: str) -> str:
+    """Return a page with our style from a title (plain text) and a body (HTML)."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>{body}</main>"
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>{body}</main>"
         "</body></html>\n"
     )
 
 
 def _head(card: Scorecard) -> str:
     facts = [
-        f"split {card.split} of {card.store}",
+        f"split {card.split} of {card.store}" if card.store else "played beside the real world",
         f"{card.device}, {card.dtype}",
         *(f"{k.replace('_', ' ')} {v}" for k, v in card.settings.items()),
         f"seed {card.seed}",
@@ -186,6 +190,30 @@ def _following(card: Scorecard) -> str:
         "actions” are another clip's, and read as those; “shuffled” are the same rollouts read "
         "as the clip's own actions, which is what ignoring the actions would give.</p>"
         + bars("Key combination read right", items)
+    )
+
+
+def _skills(card: Scorecard) -> str:
+    found = [m for m in card.metrics if "pass mark" in m.baselines]
+    if not found:
+        return ""
+    others = ("real", "copy", "noise")
+    rows = []
+    for m in found:
+        mark = m.baselines["pass mark"]
+        cells = [f"<td>{html.escape(m.name)}</td><td>{mark:.2f}</td>"]
+        for value in (m.value, *(m.baselines[name] for name in others)):
+            tick = "" if not math.isfinite(value) else " ✓" if value >= mark else " ✗"
+            cells.append(f"<td>{value:.2f}{tick}</td>" if tick else "<td>–</td>")
+        cells.append(f"<td>{m.low:.2f} to {m.high:.2f}</td><td>{m.n}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    names = ["check", "pass mark", "model", "real world", "copy", "noise", "95 % interval", "n"]
+    heads = "".join(f"<th>{name}</th>" for name in names)
+    return (
+        "<h2>Skills</h2><p>A score is 1 at best. The pass mark is a fixed share of the score of "
+        "the real world under the same keys, where it can be measured. “Copy” shows the first "
+        "frame all the time, “noise” random pixels; n counts starts.</p>"
+        f'<div class="scroll"><table><tr>{heads}</tr>{"".join(rows)}</table></div>'
     )
 
 

@@ -1,5 +1,7 @@
 """`worldmodel eval`: measure a checkpoint on held-out episodes, write a scorecard and a report."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from worldmodel.datasets.disk import place
 from worldmodel.datasets.store import EpisodeStore
 from worldmodel.datasets.url import Url
 from worldmodel.errors import UserError, suggest
+from worldmodel.evaluate.compare import compare, load_cards, render, table
 from worldmodel.evaluate.config import EvalConfig
 from worldmodel.evaluate.inverse_dynamics import (
     InverseDynamics,
@@ -23,24 +26,69 @@ from worldmodel.evaluate.quick import Outcome, run_quick
 from worldmodel.evaluate.report import write_report
 from worldmodel.evaluate.rollouts import sample_clips
 from worldmodel.evaluate.scorecard import Scorecard, git_commit, weights_hash
+from worldmodel.evaluate.skills import bundled_suite, load_suite, run_scenarios, suites
 from worldmodel.world import WorldSpec
 
 SUITES = {"quick": run_quick}
+"""The suites that measure on a store; others are folders of scenarios."""
+
+_SETTINGS = ("denoise_steps", "guidance", "clips", "context", "horizon", "starts")
 
 
 def main(config: EvalConfig) -> int:
     """Run a suite and write `out`; return 0, whether or not the model does well.
 
     Raises:
-        UserError: an unknown suite, a missing or unfit store, split, checkpoint or reader.
+        UserError: an unknown suite, a scenario, store, split, checkpoint or reader that is
+            missing or unfit.
     """
     _check(config)
+    if config.compare:
+        return _compare(config)
+    if config.scenario or config.suite not in SUITES:
+        return _play_scenarios(config)
     store = open_store(config)
     # Before anything that takes long: is there enough to measure on?
     sample_clips(store, config.split, 1, config.context, config.horizon, config.seed)
     if config.prose:
         unseen_prose(config.prose, config.split)
 
+    dream = _load(config)
+    check_same_world(dream.spec, store.spec, config)
+    idm = find_idm(config, store)
+    outcome = SUITES[config.suite](dream, dream.encoder, store, idm, config)
+    card = make_scorecard(config, outcome, dream)
+    return _report(card, outcome, config)
+
+
+def _compare(config: EvalConfig) -> int:
+    """Lay scorecards side by side, as text and as a page."""
+    cards = load_cards(config.compare)
+    rows = compare(cards)
+    path = Path(config.out) / "compare.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render(cards, rows), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"The report cannot be written to {path}: {error}.") from error
+    print(table(cards, rows))
+    print(f"\nreport: {path}")
+    return 0
+
+
+def _play_scenarios(config: EvalConfig) -> int:
+    """Play the scenarios of a file, a folder or a bundled suite, and judge them."""
+    place = Path(config.scenario)
+    scenarios = load_suite(place) if config.scenario else bundled_suite(config.suite)
+    dream = _load(config)
+    outcome = run_scenarios(dream, dream.encoder, scenarios, config)
+    suite = place.stem if config.scenario else config.suite
+    config = replace(config, suite=suite, store="", split="")
+    settings = ("denoise_steps", "guidance", "starts")
+    return _report(make_scorecard(config, outcome, dream, settings), outcome, config)
+
+
+def _load(config: EvalConfig) -> Any:
     from worldmodel.dream import Dream  # heavy, and a bad config should be told at once
 
     dream = Dream.load(
@@ -48,10 +96,10 @@ def main(config: EvalConfig) -> int:
         denoise_steps=config.denoise_steps, guidance=config.guidance, seed=config.seed,
     )  # fmt: skip
     print(f"{dream.device}: {dream.device_reason}")
-    check_same_world(dream.spec, store.spec, config)
-    idm = find_idm(config, store)
-    outcome = SUITES[config.suite](dream, dream.encoder, store, idm, config)
-    card = make_scorecard(config, outcome, dream)
+    return dream
+
+
+def _report(card: Scorecard, outcome: Outcome, config: EvalConfig) -> int:
     write(card, outcome, Path(config.out))
     print(summary(card))
     print(f"\nreport: {Path(config.out) / 'index.html'}")
@@ -116,12 +164,10 @@ def find_idm(config: EvalConfig, store: EpisodeStore) -> InverseDynamics:
     return idm
 
 
-def make_scorecard(config: EvalConfig, outcome: Outcome, dream: Any) -> Scorecard:
-    """Put what was found together with what it was found with."""
-    settings = {
-        key: getattr(config, key)
-        for key in ("denoise_steps", "guidance", "clips", "context", "horizon", "starts")
-    }
+def make_scorecard(
+    config: EvalConfig, outcome: Outcome, dream: Any, settings: Sequence[str] = _SETTINGS
+) -> Scorecard:
+    """Put what was found together with what it was found with: these keys of the config."""
     return Scorecard(
         suite=config.suite,
         checkpoint=config.checkpoint,
@@ -133,7 +179,7 @@ def make_scorecard(config: EvalConfig, outcome: Outcome, dream: Any) -> Scorecar
         version=__version__,
         device=str(dream.device),
         dtype=str(dream.dtype),
-        settings=settings,
+        settings={key: getattr(config, key) for key in settings},
         metrics=outcome.metrics,
         verdicts=outcome.verdicts,
     )
@@ -152,7 +198,18 @@ def write(card: Scorecard, outcome: Outcome, out: Path) -> None:
 
 def summary(card: Scorecard) -> str:
     """Return a short table of the main figures and the verdicts."""
-    rows = [f"{'steps ahead':>28}{'model':>10}{'copy':>10}{'decoder':>10}"]
+    skills = [m for m in card.metrics if "pass mark" in m.baselines]
+    columns = ("pass mark", "real", "copy", "noise")
+    if skills:
+        heads = "".join(f"{name:>10}" for name in ("model", *columns))
+        rows = [f"{'check':>34}{heads}"]
+        rows += [
+            f"{m.name:>34}{m.value:10.2f}"
+            + "".join(f"{m.baselines[name]:10.2f}" for name in columns)
+            for m in skills
+        ]
+    else:
+        rows = [f"{'steps ahead':>28}{'model':>10}{'copy':>10}{'decoder':>10}"]
     for name in ("ssim", "encoder_distance", "psnr"):
         for m in card.curve(name):
             if m.horizon in (1, 4, 16, 32):
@@ -168,8 +225,9 @@ def summary(card: Scorecard) -> str:
 
 
 def _check(config: EvalConfig) -> None:
-    if config.suite not in SUITES:
-        raise UserError(f"Unknown suite '{config.suite}'.{suggest(config.suite, SUITES)}")
+    known = (*SUITES, *suites())
+    if config.suite not in known:
+        raise UserError(f"Unknown suite '{config.suite}'.{suggest(config.suite, known)}")
     least = {"clips": 2, "context": 2, "horizon": 1, "starts": 1, "key_steps": 2, "batch": 1}
     for name, limit in {**least, "texts": 0, "questions": 0, "denoise_steps": 1}.items():
         if getattr(config, name) < limit:

@@ -2,7 +2,8 @@
 
     checkpoint: doom-nano            # a bundled name, a folder or a hub name; optional
     start: {seed: 3}                 # or {store: x.zarr, episode: 4, step: 10},
-                                     # {image: a.png}, {world: doom, seed: 7}
+                                     # {image: a.png}, {world: doom, split: val, seed: 7}
+    seeds: [7, 8]                    # instead of start.seed: evaluation repeats it from each
     seed: 0                          # of the imagination
     steps: 64                        # frames to imagine
     events:
@@ -12,15 +13,19 @@
       - {at: 30, say: "what is ahead?"}    # a question; its answer is in the report
       - {at: 40, clear: true}        # drop the instruction
       - {at: 42, rewind: 4}          # go back so many steps before going on
-      - {at: 44, fork: [w, a, d]}    # branches; the first goes on
-    checks: []                       # for evaluation only
+      - {at: 44, fork: [w, a, d]}    # branches, held to the end; the first goes on
+    checks: [still, {returns: {away: 16}}]    # for evaluation only, see docs/evaluation.md
 
-`load_scenario` reads it, `compile_scenario` turns it into one `Cue` per step. No window and no
-model here.
+A `say` may have `means: d`, the keys that a walker would hold for it: evaluation lets the real
+world hold them. A branch of a fork may be such a sentence:
+`fork: [d, {say: turn right, means: d}]`.
+
+`load_scenario` reads it, `compile_scenario` turns it into one `Cue` per step, `compile_lanes`
+into those of every branch. No window and no model here.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +36,20 @@ from worldmodel.errors import UserError, suggest
 from worldmodel.text import is_question
 
 MAX_STEPS = 1_000_000
-SCENARIO_KEYS = ("checkpoint", "start", "seed", "steps", "events", "checks")
-START_KEYS = ("seed", "store", "episode", "step", "image", "world")
+SCENARIO_KEYS = ("checkpoint", "start", "seeds", "seed", "steps", "events", "checks")
+START_KEYS = ("seed", "store", "episode", "step", "image", "world", "split")
 EVENT_KINDS = ("hold", "press", "say", "clear", "rewind", "fork")
+CHECKS = {
+    "still": (),
+    "returns": ("away",),
+    "stops": (),
+    "brightness": (),
+    "brightens": (),
+    "same": (),
+    "differs": (),
+    "follows": (),
+}
+"""The checks of `worldmodel.evaluate.checks`, and what may be set about each."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +61,7 @@ class Start:
         store, episode, step: a recorded episode (its position in the store) and the step in it.
         image: path of a picture.
         world: name of a real environment.
+        split: which of its levels: 'train', 'val' or 'test'; None for its own choice.
     """
 
     seed: int | None = None
@@ -53,6 +70,34 @@ class Start:
     step: int = 0
     image: str | None = None
     world: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One branch of a fork: keys that are held, or a sentence that leads.
+
+    Attributes:
+        keys: names of the keys. say: the sentence.
+        means: the keys that a walker would hold for it.
+    """
+
+    keys: tuple[str, ...] = ()
+    say: str = ""
+    means: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What tells it from the others."""
+        return self.say or "+".join(self.keys)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One entry of `checks`: its name, one of `CHECKS`, and what is set about it."""
+
+    name: str
+    settings: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,9 +107,10 @@ class Event:
     Attributes:
         at: the step it belongs to, from 0.
         kind: one of `EVENT_KINDS`.
-        keys: of hold and press; of fork, one entry such as 'w+a' per branch.
+        keys: of hold and press; of say, what it means.
         steps: how long keys are held (None: to the end), or how far to rewind.
         text: the sentence of say.
+        branches: of fork.
     """
 
     at: int
@@ -72,6 +118,7 @@ class Event:
     keys: tuple[str, ...] = ()
     steps: int | None = None
     text: str = ""
+    branches: tuple[Branch, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,7 +130,8 @@ class Scenario:
     start: Start = field(default_factory=Start)
     seed: int | None = None
     events: tuple[Event, ...] = ()
-    checks: tuple[Any, ...] = ()
+    checks: tuple[Check, ...] = ()
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,6 +144,7 @@ class Cue:
         ask: questions asked before this step, about the frame before it.
         clear: whether the instruction is dropped before this step.
         rewind: how many steps to go back before this step.
+        means: the keys that a walker would hold for `say`.
     """
 
     keys: tuple[str, ...] = ()
@@ -103,6 +152,20 @@ class Cue:
     ask: tuple[str, ...] = ()
     clear: bool = False
     rewind: int = 0
+    means: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One way through a scenario: a branch of its fork, or all of it.
+
+    Attributes:
+        label: the branch's keys or sentence; empty without a fork.
+        cues: one per step, without any rewind.
+    """
+
+    label: str
+    cues: tuple[Cue, ...]
 
 
 def load_scenario(path: str | Path) -> Scenario:
@@ -141,13 +204,22 @@ def parse_scenario(data: Any) -> Scenario:
         raise UserError("'steps' is missing; it says how many frames to imagine, e.g. steps: 64.")
     steps = _integer(data["steps"], "steps", low=1, high=MAX_STEPS)
     events = _list(data.get("events"), "events")
+    start = _start(data.get("start"))
+    seeds = _list(data.get("seeds"), "seeds")
+    seeds = tuple(_integer(seed, f"seeds[{i}]") for i, seed in enumerate(seeds))
+    if seeds and start.seed is not None:
+        raise UserError("Give either 'seeds' or 'start.seed', not both.")
+    if seeds and (start.store or start.image):
+        raise UserError("'seeds' goes with bundled starts and with 'start.world' only.")
+    checks = _list(data.get("checks"), "checks")
     return Scenario(
         steps=steps,
         checkpoint=_optional(data, "checkpoint", _string),
-        start=_start(data.get("start")),
+        start=replace(start, seed=seeds[0]) if seeds else start,
         seed=_optional(data, "seed", _integer),
         events=tuple(_event(event, i, steps) for i, event in enumerate(events)),
-        checks=tuple(_list(data.get("checks"), "checks")),
+        checks=tuple(_check(check, i, steps) for i, check in enumerate(checks)),
+        seeds=seeds,
     )
 
 
@@ -155,17 +227,18 @@ def compile_scenario(scenario: Scenario, table: ActionTable) -> tuple[Cue, ...]:
     """Return what happens at each of the scenario's steps.
 
     Raises:
-        UserError: a key that the world's table lacks, or a fork (not supported yet).
+        UserError: a key that the world's table lacks, or a fork, which has several lanes.
     """
     held: list[set[str]] = [set() for _ in range(scenario.steps)]
     said: dict[int, str | None] = {}
+    meant: dict[int, tuple[str, ...]] = {}
     asked: dict[int, tuple[str, ...]] = {}
     rewinds: dict[int, int] = {}
     for event in scenario.events:
         if event.kind == "fork":
             raise UserError(
-                f"The fork event at step {event.at} is not supported yet; "
-                "run one scenario per branch."
+                f"The fork event at step {event.at} is not supported yet when playing; "
+                "run one scenario per branch, or evaluate it: worldmodel eval scenario=FILE."
             )
         if event.kind in ("hold", "press"):
             table.press(event.keys)  # refuses unknown keys by name
@@ -178,6 +251,8 @@ def compile_scenario(scenario: Scenario, table: ActionTable) -> tuple[Cue, ...]:
             asked[event.at] = (*asked.get(event.at, ()), event.text)
         else:
             said[event.at] = event.text if event.kind == "say" else None
+            table.press(event.keys)
+            meant[event.at] = event.keys
     return tuple(
         Cue(
             keys=tuple(key for key in table.keys if key in held[step]),
@@ -185,9 +260,67 @@ def compile_scenario(scenario: Scenario, table: ActionTable) -> tuple[Cue, ...]:
             ask=asked.get(step, ()),
             clear=step in said and said[step] is None,
             rewind=rewinds.get(step, 0),
+            means=meant.get(step, ()),
         )
         for step in range(scenario.steps)
     )
+
+
+def compile_lanes(scenario: Scenario, table: ActionTable) -> tuple[Lane, ...]:
+    """Return the ways through a scenario: one, or with a fork one per branch.
+
+    A fork ends what was held before. Every branch holds its keys to the end, without the
+    instruction, or follows its sentence. The events after it are those of the first branch.
+
+    Raises:
+        UserError: a key that the world's table lacks, a second fork, a rewind after a fork.
+    """
+    forks = [event for event in scenario.events if event.kind == "fork"]
+    if not forks:
+        return (Lane("", _unwound(compile_scenario(scenario, table))),)
+    if len(forks) > 1:
+        raise UserError(f"A scenario has at most one fork, this one {len(forks)}.")
+    at, lanes = forks[0].at, []
+    before = [_cut(event, at) for event in scenario.events if event.at < at]
+    after = [e for e in scenario.events if e.at >= at and e.kind != "fork"]
+    if any(event.kind == "rewind" for event in after):
+        raise UserError("A scenario cannot rewind after its fork.")
+    for number, branch in enumerate(forks[0].branches):
+        if branch.say:
+            own = [Event(at, "say", keys=branch.means, text=branch.say)]
+        else:
+            own = [Event(at, "hold", keys=branch.keys)]
+            own += [Event(at, "clear")] if any(e.kind == "say" for e in before) else []
+        events = (*before, *own, *([] if number else after))
+        cues = compile_scenario(replace(scenario, events=events), table)
+        lanes.append(Lane(branch.label, _unwound(cues)))
+    return tuple(lanes)
+
+
+def _cut(event: Event, at: int) -> Event:
+    """Return an event whose keys are let go at step `at`."""
+    if event.kind != "hold":
+        return event
+    left = at - event.at
+    return replace(event, steps=left if event.steps is None else min(event.steps, left))
+
+
+def _unwound(cues: Iterable[Cue]) -> tuple[Cue, ...]:
+    """Return the cues of the path that is left when all is done; the instruction is not rewound."""
+    path: list[Cue] = []
+    told: list[tuple[str | None, tuple[str, ...]]] = []  # in force at each step of the path
+    now: tuple[str | None, tuple[str, ...]] = (None, ())
+    for cue in cues:
+        if cue.rewind:
+            del path[-cue.rewind :], told[-cue.rewind :]
+        before = told[-1] if told else (None, ())
+        now = (None, ()) if cue.clear else now
+        now = (cue.say, cue.means) if cue.say is not None else now
+        say = now[0] if cue.say is not None or now != before else None
+        clear = now[0] is None and before[0] is not None
+        path.append(replace(cue, say=say, clear=clear, rewind=0, means=now[1] if say else ()))
+        told.append(now)
+    return tuple(path)
 
 
 def _start(data: Any) -> Start:
@@ -202,6 +335,8 @@ def _start(data: Any) -> Start:
     for name in ("episode", "step"):
         if name in data and "store" not in data:
             raise UserError(f"'start.{name}' needs 'start.store', the store it is in.")
+    if "split" in data and "world" not in data:
+        raise UserError("'start.split' needs 'start.world', the world whose levels it names.")
     return Start(
         seed=_optional(data, "seed", _integer, "start."),
         store=_optional(data, "store", _string, "start."),
@@ -209,12 +344,13 @@ def _start(data: Any) -> Start:
         step=_optional(data, "step", _integer, "start.") or 0,
         image=_optional(data, "image", _string, "start."),
         world=_optional(data, "world", _string, "start."),
+        split=_optional(data, "split", _string, "start."),
     )
 
 
 def _event(data: Any, index: int, num_steps: int) -> Event:
     name = f"events[{index}]"
-    data = _mapping(data, name, ("at", "for", *EVENT_KINDS))
+    data = _mapping(data, name, ("at", "for", "means", *EVENT_KINDS))
     if "at" not in data:
         raise UserError(f"'{name}' lacks 'at', the step it belongs to.")
     at = _integer(data["at"], f"{name}.at")
@@ -229,6 +365,8 @@ def _event(data: Any, index: int, num_steps: int) -> Event:
     kind = kinds[0]
     if "for" in data and kind != "hold":
         raise UserError(f"'{name}.for' goes with 'hold' only, not with '{kind}'.")
+    if "means" in data and kind != "say":
+        raise UserError(f"'{name}.means' goes with 'say' only, not with '{kind}'.")
     place, value = f"{name}.{kind}", data[kind]
     if kind == "hold":
         steps = _integer(data["for"], f"{name}.for", low=1) if "for" in data else None
@@ -239,7 +377,8 @@ def _event(data: Any, index: int, num_steps: int) -> Event:
         text = _string(value, place)
         if not text.strip():
             raise UserError(f"'{place}' is empty; to drop the instruction write clear: true.")
-        return Event(at, kind, text=text)
+        means = _keys(data["means"], f"{name}.means") if "means" in data else ()
+        return Event(at, kind, keys=means, text=text)
     if kind == "clear":
         if value is not True:
             raise UserError(f"'{place}' must be true, got {value!r}.")
@@ -249,7 +388,33 @@ def _event(data: Any, index: int, num_steps: int) -> Event:
     branches = _list(value, place)
     if not 2 <= len(branches) <= 9:
         raise UserError(f"'{place}' needs 2 to 9 branches, got {len(branches)}.")
-    return Event(at, kind, keys=tuple(_string(branch, place) for branch in branches))
+    return Event(at, kind, branches=tuple(_branch(branch, place) for branch in branches))
+
+
+def _branch(value: Any, name: str) -> Branch:
+    if not isinstance(value, dict):
+        return Branch(keys=_keys(value, name))
+    data = _mapping(value, name, ("say", "means"))
+    say = _string(data.get("say"), f"{name}.say").strip()
+    if not say:
+        raise UserError(f"'{name}.say' is empty.")
+    return Branch(say=say, means=_keys(data["means"], f"{name}.means") if "means" in data else ())
+
+
+def _check(value: Any, index: int, num_steps: int) -> Check:
+    name = f"checks[{index}]"
+    data = {value: None} if isinstance(value, str) else value
+    if not isinstance(data, dict) or len(data) != 1:
+        raise UserError(f"'{name}' must be the name of a check, got {_kind(value)}.")
+    ((kind, settings),) = data.items()
+    if kind not in CHECKS:
+        raise UserError(f"Unknown check '{kind}' in {name}.{suggest(str(kind), CHECKS)}")
+    settings = {} if settings is None else _mapping(settings, f"{name}.{kind}", CHECKS[kind])
+    read = {
+        key: _integer(number, f"{name}.{kind}.{key}", low=1, high=num_steps)
+        for key, number in settings.items()
+    }
+    return Check(str(kind), read)
 
 
 def _keys(value: Any, name: str) -> tuple[str, ...]:

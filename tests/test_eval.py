@@ -367,7 +367,8 @@ def test_the_yaml_has_every_key_with_its_default_and_a_comment():
     text = path.read_text()
     defaults = dataclasses.asdict(EvalConfig())
     loaded = yaml.safe_load(text)
-    loaded["instructions"] = tuple(loaded["instructions"])
+    for key in ("instructions", "compare"):
+        loaded[key] = tuple(loaded[key])
     assert loaded == defaults
     lines = text.splitlines()
     assert all(lines[i - 1].startswith("# ") for i, x in enumerate(lines) if not x.startswith("#"))

@@ -449,18 +449,11 @@ def test_a_result_of_another_shape_is_refused(store, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ("model.heads=5", ["heads=5", "width=32"]),
-        ("model.experts=0", ["experts=0", "granularity=2"]),
-        ("model.window=2", ["window=2", "4 frames"]),
-        ("model.prediction=v", ["prediction=v", "motion"]),
-    ],
+    "wrong", ["model.heads=5", "model.experts=0", "model.window=2", "model.prediction=v"]
 )
-def test_an_impossible_core_is_refused_before_anything_is_done(store, tmp_path, change, words):
-    with pytest.raises(UserError) as caught:
-        main(settings(store, tmp_path / "run", change))
-    assert all(word in str(caught.value) for word in words)
+def test_an_impossible_core_is_refused_before_anything_is_done(store, tmp_path, wrong):
+    with pytest.raises(UserError, match=wrong.replace(".", r"\.")):
+        main(settings(store, tmp_path / "run", wrong))
     assert not (tmp_path / "run").exists()
 
 
