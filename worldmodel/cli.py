@@ -58,6 +58,11 @@ VERBS = {
         "worldmodel.evaluate.run:main",
         "worldmodel.evaluate.config:EvalConfig",
     ),
+    "plan": Verb(
+        "reach goals by planning in the imagination",
+        "worldmodel.evaluate.plan_run:main",
+        "worldmodel.evaluate.plan_config:PlanConfig",
+    ),
     "doctor": Verb("say what is installed and which device will be used", "worldmodel.doctor:main"),
 }
 
