@@ -162,9 +162,10 @@ def test_without_a_display_it_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_settings_that_playing_by_hand_does_not_use_are_said(tmp_path: Path) -> None:
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
     run = subprocess.run(
         [*COMMAND, "env=minigrid", f"out={tmp_path / 'x.zarr'}", "episodes=3", "workers=4"],
-        env={k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")},
+        env={k: v for k, v in os.environ.items() if k not in hidden},
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     said = "Playing by hand goes on until you close the window; not used: episodes=3, workers=4.\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from worldmodel.datasets import disk
 from worldmodel.datasets.store import EpisodeStore, leftovers, remove_leftovers
 
 WRITE = """
@@ -92,3 +93,22 @@ def test_killed_writers_lose_nothing_committed(tmp_path: Path) -> None:
     remove_leftovers(path)
     assert not any(name.startswith(".") for name in os.listdir(path / "episodes"))
     assert len(EpisodeStore(path)) == len(store)
+
+
+def test_what_a_killed_writer_left_is_seen_before_its_parent_has_asked_for_it(tmp_path):
+    path = tmp_path / "a.zarr"
+    made = start(path, 0, 1)
+    go(made)
+    assert made.wait(60) == 0
+    writer = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        left = path / "episodes" / f".tmp-ep-x.{disk.host()}.{writer.pid}.1"
+        left.mkdir()
+        assert leftovers(path) == []
+        writer.kill()
+        os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet forgotten
+        os.kill(writer.pid, 0)
+        assert leftovers(path) == [left]
+    finally:
+        writer.kill()
+        writer.wait()
