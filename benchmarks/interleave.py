@@ -1,5 +1,6 @@
 """Time contestants in turns, so that whatever else the machine does hits all of them alike."""
 
+import argparse
 import platform
 import statistics
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from worldmodel.devices import choose_dtype, has_fast_bfloat16
+from worldmodel.devices import choose_device, choose_dtype, has_fast_bfloat16
 
 PEAK = 989e12
 """FLOP/s of an H100 or H200 in bfloat16 without sparsity, as its data sheet says."""
@@ -62,3 +63,15 @@ def machine(device: torch.device) -> str:
         bf16 = "with" if has_fast_bfloat16() else "without"
         name = f"{name.strip()}, {torch.get_num_threads()} threads, {bf16} bfloat16 in hardware"
     return f"{name}; torch {torch.__version__}; auto dtype {choose_dtype('auto', device)}"
+
+
+def begin(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, torch.device]:
+    """Read the options, with those of where and how to time; set the threads, say the machine."""
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device, _ = choose_device(options.device)
+    print(machine(device), "; processor time" if options.cpu else "")
+    return options, device

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from interleave import PEAK, machine, ratio, times_s
+from interleave import PEAK, begin, ratio, times_s
 from train_speed import Size, core, training
 
-from worldmodel.devices import choose_device, mixed_precision
+from worldmodel.devices import mixed_precision
 from worldmodel.moe import FeedForward
 from worldmodel.train.optim import build_optimizers
 
@@ -102,13 +102,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", type=int, help="documents a batch; a GPU wants more of them")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cpu", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device, _ = choose_device(options.device)
-    print(machine(device), "; processor time" if options.cpu else "")
+    options, device = begin(parser)
     for name in options.sizes:
         size = SIZES[name]
         if options.rows:

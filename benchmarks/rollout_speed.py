@@ -20,11 +20,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
-from interleave import machine, ratio, times_s
+from interleave import begin, ratio, times_s
 
 from worldmodel.actions import ActionTable
 from worldmodel.checkpoint import Checkpoint
-from worldmodel.devices import choose_device
 from worldmodel.encoders.rae import RAE, RAEConfig
 from worldmodel.flow import sample
 from worldmodel.sequence import Document, Frame, Text, pack, visibility
@@ -129,14 +128,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--compile", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device, _ = choose_device(options.device)
-    print(machine(device), "; processor time" if options.cpu else "")
+    options, device = begin(parser)
     for size in options.sizes:
         made = checkpoint(size)
         active, total = (count / 1e6 for count in made.core.parameters_by_use())

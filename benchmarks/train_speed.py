@@ -35,10 +35,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from interleave import PEAK, machine, ratio, times_s
+from interleave import PEAK, begin, ratio, times_s
 from torch import nn
 
-from worldmodel.devices import choose_device, mixed_precision
+from worldmodel.devices import mixed_precision
 from worldmodel.sequence import Document, Frame, Text
 from worldmodel.train.core import CoreTask, CoreTraining, count_tokens
 from worldmodel.train.optim import build_optimizers
@@ -220,13 +220,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", nargs="+", help="leave the other contestants out")
     parser.add_argument("--rows", type=int, help="documents a batch; a GPU wants more of them")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cpu", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device, _ = choose_device(options.device)
-    print(machine(device), "; processor time" if options.cpu else "")
+    options, device = begin(parser)
     latents = torch.randn(512, *GRID, CHANNELS, device=device)
     for name in options.sizes:
         size = SIZES[name]

@@ -1,7 +1,6 @@
 """Two processes train what one would; states move between numbers of processes."""
 
 import json
-import multiprocessing
 import re
 import runpy
 import shutil
@@ -35,16 +34,7 @@ LOOP = {"steps": 5, "lr": 3e-3, "warmup": 2, "ema": 0.9, "save_every": 2}
 @pytest.fixture(scope="module")
 def processes():
     """Starts processes that have torch and our code loaded already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "torch.distributed.checkpoint",
-            "torch.utils.tensorboard",
-            "worldmodel.train.loop",
-            "worldmodel.train.core",
-        ]
-    )
-    return context
+    return runpy.run_path(str(TOY))["forkserver"]()
 
 
 def run(processes, out: Path, ranks: int, **settings: Any) -> list[int]:

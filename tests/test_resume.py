@@ -1,6 +1,5 @@
 """A run goes on after kill -9 as if nothing had happened; a damaged state costs one state only."""
 
-import multiprocessing
 import os
 import random
 import runpy
@@ -23,21 +22,14 @@ from worldmodel.train.watch import Watch
 TOY = Path(__file__).with_name("train_toy.py")
 STEPS = 24
 LOOP = {"steps": STEPS, "lr": 3e-3, "warmup": 5, "ema": 0.9, "save_every": 3}
-core_task = runpy.run_path(str(TOY))["core_task"]
+TRAIN_TOY = runpy.run_path(str(TOY))
+core_task = TRAIN_TOY["core_task"]
 
 
 @pytest.fixture(scope="module")
 def start():
     """Starts a process that trains; torch and our code are loaded in it already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "torch.distributed.checkpoint",
-            "torch.utils.tensorboard",
-            "worldmodel.train.loop",
-            "worldmodel.train.core",
-        ]
-    )
+    context = TRAIN_TOY["forkserver"]()
 
     def run(out: Path, **settings: Any) -> Any:
         told = {"out": str(out), "watch": {"every": 1}} | settings

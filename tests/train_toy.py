@@ -5,6 +5,7 @@ training: `loop`, `core`, `watch`, `shape`, `divide`; `rank`, `ranks` and `port`
 several processes. Writes `result.safetensors` and `printed.txt`.
 """
 
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -78,6 +79,20 @@ TINY = [
     "core_loop.warmup=3",
     "core_loop.save_every=1",
 ]
+
+
+def forkserver() -> multiprocessing.context.ForkServerContext:
+    """Where processes start that have torch and our code loaded already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            "torch.distributed.checkpoint",
+            "torch.utils.tensorboard",
+            "worldmodel.train.loop",
+            "worldmodel.train.core",
+        ]
+    )
+    return context
 
 
 def episode(seed: int, split: str = "train", steps: int = 12) -> Episode:
