@@ -42,6 +42,7 @@ class TrainConfig:
     stores: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     text: str = "python"
+    init: str = ""
     out: str = "runs/doom-nano"
     checkpoint: str = "doom-nano"
     episodes: int = 0

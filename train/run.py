@@ -2,7 +2,8 @@
 
     tokenizer -> encoder -> decoder -> core -> export
 
-Each stage leaves its result in the run's folder and is skipped when the result is there.
+Each stage leaves its result in the run's folder and is skipped when the result is there. With
+`init` the first three take theirs from a checkpoint, and the core begins with its weights.
 """
 
 import hashlib
@@ -36,6 +37,7 @@ from worldmodel.train.distributed import first_does, gathered, process_group, ra
 from worldmodel.train.encoder import DecoderTask, EncoderTask, build_rae, measure_latents
 from worldmodel.train.loop import fit
 from worldmodel.train.mixture import Draws, StoreMixture, store_shares
+from worldmodel.train.origin import take_over, take_weights
 from worldmodel.train.pictures import painter
 from worldmodel.train.representation import (
     describe,
@@ -117,6 +119,8 @@ def _main(config: TrainConfig, device: torch.device, reason: str) -> int:
         run.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"out={config.out} cannot be written: {error.strerror}.") from None
+    if config.init:
+        first_does(lambda: take_over(config.init, run.folder, size))
     stages = {
         "tokenizer": train_text,
         "encoder": train_encoder,
@@ -173,6 +177,8 @@ def _learn_text(run: Run, path: Path) -> None:
 def train_encoder(run: Run) -> None:
     """Train the embedded representation, or measure the latents of one that is frozen."""
     path = run.folder / "encoder.safetensors"
+    if run.config.init:
+        return
     if run.config.representation.kind != "rae":
         first_does(lambda: path.exists() or _freeze(run, path))
         require_same(path, run.config.representation, run.config.rae, _size(run))
@@ -197,6 +203,8 @@ def _freeze(run: Run, path: Path) -> None:
 
 def train_decoder(run: Run) -> None:
     """Train the decoder on noised latents of the frozen encoder, if it is not there already."""
+    if run.config.init:
+        return
     encoder = _encoder(run, "encoder")
     if isinstance(encoder, Representation) and isinstance(encoder.decoder, Decoder):
         # Encoding anew at each step is cheap for the small RAE only, and the core needs the
@@ -213,7 +221,7 @@ def train_core(run: Run) -> None:
     require_merge(encoder.grid, run.config.model.merge)
     say(describe(encoder, run.config.model.merge, run.config.model.width))
     tokenizer = train_text(run)
-    core = new_core(run.config, tokenizer, encoder).to(run.device)
+    core = first_core(run.config, tokenizer, encoder).to(run.device)
     active, total = core.parameters_by_use()
     say(f"core: {active / 1e6:.1f} M active, {total / 1e6:.1f} M total parameters")
     config, loop, watch = run.config.core, run.config.core_loop, run.config.watch
@@ -285,7 +293,7 @@ def _export(run: Run, tokenizer: TextTokenizer) -> None:
                 "episodes": run.recordings.num_episodes,
                 "frames": len(run.recordings.frames),
             },
-            "training": training,
+            "training": training | ({"init": run.config.init} if run.config.init else {}),
         },
     )
     checkpoints.save(checkpoint, run.folder / "checkpoint")
@@ -298,6 +306,12 @@ def new_core(config: TrainConfig, tokenizer: TextTokenizer, encoder: FrameEncode
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.core.seed)
         return Core(shape)
+
+
+def first_core(config: TrainConfig, tokenizer: TextTokenizer, encoder: FrameEncoder) -> Core:
+    """Return the core that training begins with: untrained, or that of the checkpoint `init`."""
+    core = new_core(config, tokenizer, encoder)
+    return take_weights(core, config.init) if config.init else core
 
 
 def require_core(config: TrainConfig) -> None:
