@@ -112,9 +112,9 @@ class Scene:
 
         def predict(z: torch.Tensor, t: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
             shown[aims], level[aims], stride[aims] = z.to(shown.dtype), t, d
-            hidden = run(core, batch, self.mask, shown, level, stride).flatten(0, 1)[places]
-            before = batch.last_frames(shown)[aims]
-            return core.draw(hidden, before, z.to(shown.dtype), t).float()
+            hidden, seen = run(core, batch, self.mask, shown, level, stride)
+            hidden = hidden.flatten(0, 1)[places]
+            return core.draw(hidden, seen[aims], z.to(shown.dtype), t).float()
 
         drawn = sample(predict, self.noise[0], STEPS, core.config.strides)
         return core.merge(engine.encoder.project(core.split(drawn)))

@@ -93,7 +93,7 @@ def by_recomputing(dream: Dream, latents: torch.Tensor, prompt: list[int]) -> li
         words = Text((*prompt, *said))
         length = 1 + count * (2 + config.frame_tokens) + len(words.ids)
         batch = pack([[*frames, words]], [0], config.grid, config.window, length).to(shown.device)
-        seen = core.embed_frames(shown, level, stride, batch.last_frames(shown)).flatten(0, 1)
+        seen = core.embed_frames(shown, level, stride, batch.last_frames(shown))[0].flatten(0, 1)
         x = core.embed(batch.ids).flatten(0, 1).index_copy(0, batch.visual, seen).unsqueeze(0)
         hidden = core(x, batch.vision, batch.position, attention_mask(batch))
         said.append(int(choose(core.say(hidden[:, -1]), CHANCE, GREEDY)[0]))

@@ -449,7 +449,7 @@ def test_a_result_of_another_shape_is_refused(store, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["model.heads=5", "model.experts=0", "model.window=2", "model.prediction=v"]
+    "wrong", ["model.heads=5", "model.experts=0", "model.window=2", "model.unet=-1"]
 )
 def test_an_impossible_core_is_refused_before_anything_is_done(store, tmp_path, wrong):
     with pytest.raises(UserError, match=wrong.replace(".", r"\.")):

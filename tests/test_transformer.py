@@ -6,7 +6,8 @@ import torch
 from worldmodel.sequence import Document, Frame, Text, attention_mask, pack
 from worldmodel.text import EOS
 from worldmodel.train.core import run
-from worldmodel.transformer import Core, CoreConfig, RMSNorm, _attend, rotary_table, rotate
+from worldmodel.rotary import rotary_table, rotate
+from worldmodel.transformer import Core, CoreConfig, RMSNorm, _attend
 
 FFNS = ("dense", "modality", "moe")
 FILM: Document = [
@@ -52,7 +53,7 @@ def forward(core: Core, documents, latents: torch.Tensor, length: int = 80, nois
         shown[batch.is_target] += noise
     level = torch.where(batch.is_target, 0.4, 0.9)
     stride = torch.full((len(level),), core.config.strides - 1)
-    return run(core, batch, attention_mask(batch), shown, level, stride), batch
+    return run(core, batch, attention_mask(batch), shown, level, stride)[0], batch
 
 
 def draw(core: Core, hidden: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
@@ -177,12 +178,12 @@ def test_places_and_levels_and_strides_matter():
     x = latents_of(core)[:1]
     level, stride = torch.tensor([0.5]), torch.tensor([3])
     last = latents_of(core)[1:2]
-    base = core.embed_frames(x, level, stride, last)
+    base = core.embed_frames(x, level, stride, last)[0]
     for other in (
-        core.embed_frames(x, level + 0.1, stride, last),
-        core.embed_frames(x, level, stride - 1, last),
-        core.embed_frames(x, level, stride, x),
-        core.embed_frames(x.flip(1), level, stride, last.flip(1)).flip(1),
+        core.embed_frames(x, level + 0.1, stride, last)[0],
+        core.embed_frames(x, level, stride - 1, last)[0],
+        core.embed_frames(x, level, stride, x)[0],
+        core.embed_frames(x.flip(1), level, stride, last.flip(1))[0].flip(1),
     ):
         assert not torch.allclose(base, other, atol=1e-3)
 

@@ -32,6 +32,7 @@ VARIANTS = {
     "flat positions": {"positions": "1d"},
     "geometric positions": {"positions": "2d"},
     "no QK norm": {"qk_norm": False},
+    "convolutions": {"motion": -1, "unet": 2},
     "every head its own keys": {"kv_heads": 2},
     "the paper's": {
         "motion": -1,
@@ -124,7 +125,7 @@ def hidden_of(core: Core, latents: torch.Tensor, mask=None, **layout) -> tuple:
     shown = core.merge(latents)[batch.source]
     level = torch.where(batch.is_target, 0.4, 0.9)
     stride = torch.full((len(level),), core.config.strides - 1)
-    return run(core, batch, mask, shown, level, stride), batch
+    return run(core, batch, mask, shown, level, stride)[0], batch
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)

@@ -17,7 +17,8 @@ class ModelShape:
 
     name: str = "nano"
     merge: int = 2
-    motion: int = 2
+    motion: int = -1
+    unet: int = 3
     width: int = 192
     depth: int = 6
     heads: int = 4
@@ -30,7 +31,7 @@ class ModelShape:
     prediction: str = "x"
     positions: str = "sharp"
     qk_norm: bool = True
-    window: int = 6
+    window: int = 10
 
 
 @dataclass(frozen=True)
@@ -64,5 +65,5 @@ class TrainConfig:
     mixture: Mixture = field(default_factory=Mixture)
     core: CoreTraining = field(default_factory=CoreTraining)
     core_loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(2600, lr=2e-3, warmup=50, ema=0.998)
+        default_factory=lambda: LoopConfig(4000, lr=2e-3, warmup=50, ema=0.998)
     )

@@ -65,8 +65,8 @@ class CoreTraining:
         workers: threads that prepare batches ahead; the result is the same for any number.
     """
 
-    rows: int = 10
-    length: int = 384
+    rows: int = 9
+    length: int = 448
     forcing: str = "teacher"
     flow_weight: float = 3.0
     centre: bool = False
@@ -77,9 +77,9 @@ class CoreTraining:
     shift: float = 2.0
     context_noise: float = 0.35
     shortcut: float = 0.2
-    shortcut_from: int = 550
+    shortcut_from: int = 1200
     own_past: float = 0.3
-    own_past_from: int = 550
+    own_past_from: int = 1600
     own_past_depth: int = 3
     balance: float = 0.002
     balance_loss: float = 0.0
@@ -201,11 +201,11 @@ class CoreTask(Task):
             # Autocast must not take weights that it cast without gradients for those with: with
             # weights that FSDP gathered it does, and they would not be trained.
             torch.clear_autocast_cache()
-            hidden = run(core, batch, visibility(batch), noised, level, stride)
+            hidden, seen = run(core, batch, visibility(batch), noised, level, stride)
             aims = batch.is_target.nonzero().squeeze(1)
             drawn = core.draw(
                 hidden.flatten(0, 1)[_places(batch, aims, core)],
-                batch.last_frames(noised)[aims],
+                seen[aims],
                 noised[aims],
                 level[aims],
             )
@@ -364,9 +364,8 @@ class CoreTask(Task):
         def predict(z: torch.Tensor, t: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
             shown, levels, strides = noised[inside], level[inside], stride[inside]
             shown[there], levels[there], strides[there] = z, t, s
-            hidden = run(core, part, mask, shown, levels, strides)
-            before = part.last_frames(shown)[there]
-            return core.draw(hidden.flatten(0, 1)[places], before, z, t).float()
+            hidden, seen = run(core, part, mask, shown, levels, strides)
+            return core.draw(hidden.flatten(0, 1)[places], seen[there], z, t).float()
 
         return predict
 
@@ -408,12 +407,17 @@ def run(
     shown: torch.Tensor,
     level: torch.Tensor,
     stride: torch.Tensor,
-) -> torch.Tensor:
-    """The full forward: hidden states [R, L, D] of a batch whose copies show `shown`."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The full forward of a batch whose copies show `shown`.
+
+    Returns:
+        Hidden states [R, L, D]; what `Core.draw` needs of every copy [F, ...].
+    """
     x = core.embed(batch.ids)
-    frames = core.embed_frames(shown, level, stride, batch.last_frames(shown)).to(x.dtype)
-    x = x.flatten(0, 1).index_copy(0, batch.visual, frames.flatten(0, 1)).view_as(x)
-    return core(x, batch.vision, batch.position, mask)
+    frames, seen = core.embed_frames(shown, level, stride, batch.last_frames(shown))
+    frames = frames.to(x.dtype).flatten(0, 1)
+    x = x.flatten(0, 1).index_copy(0, batch.visual, frames).view_as(x)
+    return core(x, batch.vision, batch.position, mask), seen
 
 
 def _places(batch: Batch, copies: torch.Tensor, core: Core) -> torch.Tensor:

@@ -41,7 +41,9 @@ def take_over(name: str, folder: Path, size: tuple[int, int]) -> None:
 
 
 def take_weights(core: Core, name: str) -> Core:
-    """Give a core the weights of a checkpoint's, and return it. Only `window` may differ.
+    """Give a core the weights of a checkpoint's, and return it.
+
+    Only `window` may differ, and `motion` and `unet`, whose weights are then new.
 
     Raises:
         UserError: no such checkpoint, or another shape; names what differs.
@@ -49,10 +51,14 @@ def take_weights(core: Core, name: str) -> Core:
     found = checkpoints.load(name).core
     ours, theirs = asdict(core.config), asdict(found.config)
     for key in ours:
-        if key != "window" and ours[key] != theirs[key]:
+        if key not in ("window", "motion", "unet") and ours[key] != theirs[key]:
             raise UserError(
                 f"init={name} has model.{key}={theirs[key]}, but this run asks for {ours[key]}. "
                 "Give its value, or train without init."
             )
-    core.load_state_dict(found.state_dict())
+    state = core.state_dict()
+    for key, value in found.state_dict().items():
+        if key in state and state[key].shape == value.shape:
+            state[key] = value
+    core.load_state_dict(state)
     return core

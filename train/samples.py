@@ -43,15 +43,15 @@ class Mixture:
             left out keep the share above. Between two steps the shares go over evenly.
     """
 
-    text: float = 0.03
-    caption: float = 0.04
+    text: float = 0.02
+    caption: float = 0.14
     imagine: float = 0.05
-    question: float = 0.04
-    video: float = 0.05
-    action: float = 0.52
-    instructed: float = 0.2
+    question: float = 0.25
+    video: float = 0.03
+    action: float = 0.3
+    instructed: float = 0.15
     commanded: float = 0.06
-    clip: int = 10
+    clip: int = 12
     stride: int = 1
     forms: tuple[float, float, float] = (0.1, 0.75, 0.15)
     mixed_forms: float = 0.2

@@ -36,20 +36,28 @@ def cost(config: CoreConfig) -> Cost:
     active, total = core.parameters_by_use()
     width, channels = config.width, config.channels
     head = config.vocab * width
-    seen = paint = channels * width
     motion = 0 if core.motion is None else sum(p.numel() for p in core.motion.parameters())
+    seen = channels * width
+    paint = core.paint.weight.numel()
+    unet = at_latents = 0
+    if core.unet is not None:
+        unet = sum(p.numel() for p in core.unet.parameters())
+        at_tokens = core.unet.join.weight.numel()
+        at_tokens += sum(p.numel() for p in core.unet.hints.parameters())
+        at_latents = paint + unet - at_tokens
     only_frames = sum(
         p.numel()
         for part in (core.see, core.level, core.stride, core.paint)
         for p in part.parameters()
     )
-    only_frames += core.place.numel() + motion
+    only_frames += core.place.numel() + motion + unet
     blocks = active - only_frames - 2 * head
     return Cost(
         active=active,
         total=total,
         text=2 * (blocks + head),
-        vision=2 * (blocks + seen + paint + motion),
+        # Convolutions run at every latent, of which a token has merge^2.
+        vision=2 * (blocks + seen + paint + motion + unet + (config.merge**2 - 1) * at_latents),
         per_key=4 * config.depth * width,
     )
 

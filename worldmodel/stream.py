@@ -10,7 +10,7 @@ few passes that leave no trace, and brought to where the encoder's latents are, 
 then the finished frame and `<eoi>` go in. Text is read by a `Reader`, beside the streams.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -82,11 +82,17 @@ class Stream:
 
 
 class Engine:
-    """The model on its device, stepping streams. Shared by all forks of a Dream."""
+    """The model on its device, stepping streams. Shared by all forks of a Dream.
+
+    Attributes:
+        watch: called with what each denoising pass predicts: clean latents [B, N, C] of the
+            streams, and after those the ones that guidance imagines without words.
+    """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self.checkpoint = checkpoint
         self.device, self.dtype = device, dtype
+        self.watch: Callable[[torch.Tensor], object] | None = None
         self.core = checkpoint.core.to(device, dtype)
         self.encoder = checkpoint.encoder.to(device)
         config = checkpoint.core.config
@@ -221,8 +227,11 @@ class Pass:
 
     def predict(self, z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
         """Predicted clean latents [B, N, C] of noised ones; leaves no trace of the frame."""
-        hidden = self._run(z, t, stride, end=False)
-        return self.engine.core.draw(hidden, self.before, z.to(self.engine.dtype), t).float()
+        hidden, seen = self._run(z, t, stride, end=False)
+        drawn = self.engine.core.draw(hidden, seen, z.to(self.engine.dtype), t).float()
+        if self.engine.watch:
+            self.engine.watch(drawn)
+        return drawn
 
     def keep(self, rows: int) -> None:
         """Go on with the first `rows` rows alone."""
@@ -246,7 +255,7 @@ class Pass:
         level = torch.full((self.rows,), self.engine.checkpoint.context_level, device=noise.device)
         stride = torch.full_like(level, self.engine.core.config.strides - 1, dtype=torch.int64)
         shown = mix(latents, noise, level)
-        hidden = self._run(shown, level, stride, end=True)
+        hidden, _ = self._run(shown, level, stride, end=True)
         first, stop = self.past, self.past + self.pad + self.frame_tokens + 1
         kept = []
         for i, words in enumerate(self.lengths):
@@ -256,10 +265,10 @@ class Pass:
 
     def _run(
         self, z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor, end: bool
-    ) -> torch.Tensor:
-        """Hidden states of the frame's tokens, and of `<eoi>` at its end."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states of the frame's tokens, and of `<eoi>` at its end; what `draw` needs."""
         core, n = self.engine.core, self.frame_tokens
-        x = core.embed_frames(z.to(self.engine.dtype), t, stride, self.before)
+        x, seen = core.embed_frames(z.to(self.engine.dtype), t, stride, self.before)
         parts, positions, vision = [x], [self.frame_position], [torch.ones(n, dtype=torch.bool)]
         before = 0 if self.words_in else self.pad
         if before:
@@ -292,7 +301,7 @@ class Pass:
         if before:
             self.cache.commit(before)
             self.words_in = True
-        return hidden[:, before:]
+        return hidden[:, before:], seen
 
 
 class Reader:

@@ -6,8 +6,9 @@ logits; a frame token goes in by one linear layer from its (noised) latent and o
 layer, read as the clean latent (x-prediction) or the velocity towards it (v-prediction).
 Everything that makes it causal is in the mask.
 
-Motion is local: most of a frame is the last frame, moved. So a frame token can also see the last
-frame's latents around its place and move them (`worldmodel.motion`; docs/decisions/0006). The
+Motion is local: most of a frame is the last frame, moved. So convolutions around the blocks see it
+beside the frame's latents (`worldmodel.unet`; docs/decisions/0007), or a token sees the latents around
+its place and moves them (`worldmodel.motion`; docs/decisions/0006). The
 choices that the paper compares are values of `CoreConfig`; docs/model.md has their equations.
 
 Shapes: B rows, L tokens, D width, N tokens a frame, C latent channels a token.
@@ -25,6 +26,8 @@ from torch import nn
 from worldmodel.errors import UserError, suggest
 from worldmodel.moe import SHARED, VISION, FeedForward
 from worldmodel.motion import Motion, join_cells, split_cells
+from worldmodel.rotary import rotary_table, rotate
+from worldmodel.unet import UNet
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -48,6 +51,8 @@ class CoreConfig:
         merge: the core joins `merge x merge` neighbouring latents into one token.
         motion: how many latents around its place a frame token sees and moves of the last frame;
             -1 for none, as in the paper.
+        unet: convolutions at the latents' own resolution before the blocks, and as many behind
+            them; 0 for linear layers, as in the paper.
         width, depth, heads, kv_heads: of the transformer.
         ffn: 'dense', 'modality' or 'moe'.
         hidden: hidden size of the feed-forward that a token runs in all (active).
@@ -84,6 +89,7 @@ class CoreConfig:
     prediction: str = "x"
     positions: str = "sharp"
     qk_norm: bool = True
+    unet: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built.
@@ -105,6 +111,13 @@ class CoreConfig:
             raise UserError(
                 f"model.width={self.width} over model.heads={self.heads} gives heads of "
                 f"{self.width // self.heads} channels; rotary positions need a multiple of 8."
+            )
+        if self.unet < 0:
+            raise UserError(f"model.unet={self.unet} must be 0 or more.")
+        if self.unet and self.motion >= 0:
+            raise UserError(
+                f"model.unet={self.unet} sees the last frame itself; set model.motion=-1 (now "
+                f"{self.motion}) or model.unet=0."
             )
         for side in self.latent_grid:
             if side % self.merge:
@@ -312,8 +325,10 @@ class Core(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = RMSNorm(width)
         self.say = nn.Linear(width, config.vocab, bias=False)
-        self.paint = nn.Linear(width, channels)
+        cell = (width // 2, config.latent_channels)  # what the convolutions end with
+        self.paint = nn.Linear(*cell) if config.unet else nn.Linear(width, channels)
         self.motion = Motion(config) if config.motion >= 0 else None
+        self.unet = UNet(config) if config.unet else None
         pairs = width // config.heads // 2
         self.register_buffer("axis", torch.zeros(pairs, dtype=torch.int64), persistent=False)
         self.register_buffer("frequencies", torch.zeros(pairs), persistent=False)
@@ -359,8 +374,9 @@ class Core(nn.Module):
         last.weight.mul_(0.1)  # at first, what a frame shows weighs more than how noisy it is
         nn.init.zeros_(self.say.weight)
         nn.init.zeros_(self.paint.weight)
-        if self.motion is not None:
-            self.motion.init_weights()
+        for part in (self.motion, self.unet):
+            if part is not None:
+                part.init_weights()
 
     def _point_heads(self, attention: Attention, layer: int) -> None:
         """Point the first head at the words of its own step, the others at the last frame.
@@ -397,8 +413,8 @@ class Core(nn.Module):
         level: torch.Tensor,
         stride: torch.Tensor,
         before: torch.Tensor,
-    ) -> torch.Tensor:
-        """Frame tokens of (noised) latents.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frame tokens of (noised) latents, and what goes past the blocks to `draw`.
 
         Args:
             latents: [F, N, C] in the core's grid (see `merge`).
@@ -407,28 +423,30 @@ class Core(nn.Module):
             before: [F, N, C] the last frame as shown to the core; zeros where there is none.
 
         Returns:
-            [F, N, D].
+            Tokens [F, N, D]; what `draw` is to be given, [F, ...].
         """
         condition = self.level(level_features(level).to(latents.dtype)) + self.stride(stride)
         x = self.see(latents) + self.place + condition.unsqueeze(1)
-        return x if self.motion is None else x + self.motion.see(before)
+        if self.unet is not None:
+            found, seen = self.unet.sink(latents, before, condition)
+            return x + found, seen
+        return (x if self.motion is None else x + self.motion.see(before)), before
 
     def draw(
-        self,
-        hidden: torch.Tensor,
-        before: torch.Tensor,
-        latents: torch.Tensor,
-        level: torch.Tensor,
+        self, hidden: torch.Tensor, seen: torch.Tensor, latents: torch.Tensor, level: torch.Tensor
     ) -> torch.Tensor:
         """Hidden states [F, N, D] of frame tokens to predicted clean latents [F, N, C].
 
-        The rest is what `embed_frames` was given. A predicted velocity v = x - noise points from
-        z_t at level t to x = z_t + (1 - t) v.
+        `seen` is what `embed_frames` returned beside the tokens, the rest what it was given. A
+        predicted velocity v = x - noise points from z_t at level t to x = z_t + (1 - t) v.
         """
-        out = self.paint(hidden)
+        if self.unet is not None:
+            out = self.merge(self.paint(self.unet.rise(hidden, seen)))
+        else:
+            out = self.paint(hidden)
         if self.config.prediction == "v":
             return latents + (1 - level).view(-1, 1, 1).to(out.dtype) * out
-        return out if self.motion is None else out + self.motion.move(hidden, before)
+        return out if self.motion is None else out + self.motion.move(hidden, seen)
 
     def forward(
         self,
@@ -476,39 +494,6 @@ class Core(nn.Module):
         idle_shared = max(args["shared"] - 1, 0)
         idle = self.config.depth * expert * (args["experts"] - args["top_k"] + idle_shared)
         return total - idle, total
-
-
-def rotary_table(head: int, positions: str = "sharp") -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the axis and frequency of each of head / 2 pairs, for `CoreConfig.positions`.
-
-    The axes are those of `Batch.position`: 0 order, 1 step, 2 row, 3 column, 4 flat place.
-    '1d': all pairs turn by the flat place, with the usual geometric frequencies.
-    '2d': a quarter of the pairs each for order, step, row and column, all geometric.
-    'sharp': step, row and column have evenly spaced ones up to pi instead: their sum is a sharp
-    peak, so that a head can look at exactly the neighbouring cell of exactly the last frame. With
-    geometric ones it sees a blur of cells, and motion is not learned (docs/decisions/0005).
-    """
-    if positions == "1d":
-        return torch.full((head // 2,), 4), _geometric(head // 2, 10_000.0)
-    quarter = head // 8
-    order = head // 2 - 3 * quarter
-    axis = torch.tensor([0] * order + [1] * quarter + [2] * quarter + [3] * quarter)
-    if positions == "2d":
-        few = _geometric(quarter, 100.0)  # steps, rows and columns count to tens, not thousands
-    else:
-        few = torch.pi * torch.arange(1, quarter + 1) / quarter
-    return axis, torch.cat([_geometric(order, 10_000.0), few, few, few])
-
-
-def _geometric(count: int, base: float) -> torch.Tensor:
-    return base ** -(torch.arange(count) / count)
-
-
-def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turn pairs of channels of [B, L, heads, head] by the angles of their positions."""
-    cos, sin = rotary
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def level_features(level: torch.Tensor) -> torch.Tensor:
