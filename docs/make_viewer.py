@@ -1,9 +1,9 @@
 """Make the pictures of the viewer with a checkpoint, without a display.
 
-    python docs/make_viewer.py [checkpoint]
+    python docs/make_viewer.py [checkpoint [pose regressor]]
 
-Writes viewer.png, viewer-fork.png and viewer-map.png to docs/images. All that is on them was
-imagined for them, and the figures are those of this machine in this run.
+Writes viewer.png, viewer-fork.png, viewer-map.png and viewer-beside.png to docs/images. All that
+is on them was imagined for them, and the figures are those of this machine in this run.
 """
 
 import os
@@ -18,14 +18,25 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 import pygame
 
 from worldmodel.dream import Dream
-from worldmodel.viewer.commands import Advance, Branch, Chart, Command, Fork, Name, Pick, Say
+from worldmodel.viewer.commands import (
+    Advance,
+    Branch,
+    Chart,
+    Command,
+    Drop,
+    Fork,
+    Name,
+    Pick,
+    Say,
+)
 from worldmodel.viewer.config import PlayConfig
 from worldmodel.viewer.draw import draw
 from worldmodel.viewer.engine import Engine
 from worldmodel.viewer.keys import Keymap
 from worldmodel.viewer.meter import Stats
 from worldmodel.viewer.script import SessionPlayer
-from worldmodel.viewer.view import Face, ViewState
+from worldmodel.viewer.starts import Reality
+from worldmodel.viewer.view import BESIDE_FACE, Face, ViewState
 
 OUT = Path(__file__).parent / "images"
 SIZE = (1000, 800)
@@ -46,16 +57,19 @@ ON = (
     *[Advance(("w",))] * 6,
 )
 
+BESIDE = 14
+WALK = (*[Advance(("w",))] * 4, Drop(), *[Advance(("a",))] * 3, *[Advance(("w",))] * 3)
+
 
 class Camera:
     """Plays commands on a model and takes pictures of the window."""
 
-    def __init__(self, checkpoint: str) -> None:
+    def __init__(self, checkpoint: str, start: int, beside: Reality | None = None) -> None:
         play = PlayConfig()
         load = partial(
             Dream.load, checkpoint, denoise_steps=play.denoise_steps, guidance=play.guidance
         )
-        self.engine = Engine(load, start=START, lockstep=True)
+        self.engine = Engine(load, start=start, beside=beside, lockstep=True)
         self.engine.start()
         self.stats = Stats()
         self._seen = 0
@@ -72,11 +86,19 @@ class Camera:
                 self.stats.shown(now.steps_done, now.step_ms, now.input_s, time.perf_counter())
             time.sleep(0.002)
 
-    def shoot(self, name: str, held: tuple[str, ...] = (), selected: int | None = None) -> None:
+    def shoot(
+        self,
+        name: str,
+        held: tuple[str, ...] = (),
+        selected: int | None = None,
+        apart: bool = False,
+    ) -> None:
         """Write what the window shows now."""
-        now, face = self.engine.snapshot, Face()
+        now = self.engine.snapshot
         assert now.info is not None
-        keymap = Keymap(now.info.spec.actions)
+        assert now.now is not None
+        face = BESIDE_FACE if now.now.sight else Face()
+        keymap = Keymap(now.info.spec.actions, face.bindings)
         hints = tuple((keymap.label(command), word) for command, word in face.hints)
         latencies = sorted(self.stats.latencies_ms)
         view = ViewState(
@@ -87,6 +109,7 @@ class Camera:
             latency_ms=latencies[len(latencies) // 2] if latencies else None,
             step_times_ms=tuple(self.stats.steps_ms)[-120:],
             charted=selected,
+            apart=apart,
         )
         surface = pygame.Surface(SIZE)
         draw(surface, view)
@@ -96,7 +119,8 @@ class Camera:
 def main() -> None:
     """Write all pictures."""
     pygame.font.init()
-    camera = Camera(sys.argv[1] if len(sys.argv) > 1 else "doom-nano")
+    checkpoint = sys.argv[1] if len(sys.argv) > 1 else "doom-nano"
+    camera = Camera(checkpoint, START)
     try:
         camera.play(DRIVE)
         camera.shoot("viewer.png", held=("w",))
@@ -108,6 +132,13 @@ def main() -> None:
         fork = next(node.id for node in tree if len(tree.children(node.id)) > 3)
         camera.play((Name(fork, "the crossing"), Chart(True)))
         camera.shoot("viewer-map.png", selected=1)
+    finally:
+        camera.engine.stop()
+    pose = sys.argv[2] if len(sys.argv) > 2 else "auto"
+    camera = Camera(checkpoint, BESIDE, Reality("doom", pose=pose))
+    try:
+        camera.play(WALK)
+        camera.shoot("viewer-beside.png", held=("w",), apart=True)
     finally:
         camera.engine.stop()
 

@@ -1,6 +1,7 @@
 import hashlib
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -55,6 +56,52 @@ def moved(before, after):
     turn = (float(after["pose"][2] - before["pose"][2]) + 180) % 360 - 180
     ahead = east * np.cos(yaw) + north * np.sin(yaw)
     return ahead, north * np.cos(yaw) - east * np.sin(yaw), turn
+
+
+ENGINES = """
+import os, sys, time
+from pathlib import Path
+from worldmodel.envs.doom.world import DoomWorld
+world = DoomWorld()
+world.reset(0)
+for _ in range(3):
+    world.step(world.spec.actions.press(("w",)))
+mine = [
+    path.parent.name
+    for path in Path("/proc").glob("[0-9]*/stat")
+    if path.read_text().rpartition(")")[2].split()[1] == str(os.getpid())
+]
+print(*mine, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="needs /proc, and a kernel that ends the engine"
+)
+def test_the_engine_of_a_killed_program_ends():
+    program = subprocess.Popen(
+        [sys.executable, "-c", ENGINES], stdout=subprocess.PIPE, text=True, cwd="/"
+    )
+    try:
+        assert program.stdout is not None
+        (engine,) = program.stdout.readline().split()
+        assert Path(f"/proc/{engine}/comm").read_text().strip() == "vizdoom"
+    finally:
+        program.kill()
+        program.wait(10)
+    end = time.monotonic() + 10
+    while lives(engine):
+        assert time.monotonic() < end, "the engine lives on"
+        time.sleep(0.05)
+
+
+def lives(pid: str) -> bool:
+    """Whether a process runs; one that its new parent has not asked about is dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_same_seed_same_frames_in_two_processes(tmp_path):

@@ -36,6 +36,8 @@ HOMES = {
     "h5py": ("datasets/",),
     "pyarrow": ("datasets/",),
     "ray": ("datasets/ray_pool.py",),
+    "websockets": ("viewer/serve.py", "viewer/remote.py"),
+    "stable_baselines3": ("evaluate/agents.py",),
 }
 DOOR = "worldmodel/cli.py"  # hands folders to each other; the one exception
 

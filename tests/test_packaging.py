@@ -78,17 +78,19 @@ def test_every_config_and_checkpoint_is_package_data():
             assert len(shipped) >= 7
         elif package == "worldmodel.envs.presets":
             assert shipped == {base / f"{name}.yaml" for name in PRESETS}
-        elif package == "worldmodel.evaluate.suites.skills":
-            assert len(shipped) >= 10
+        elif package.startswith("worldmodel.evaluate.suites."):
+            assert shipped == set(base.iterdir())
         elif package == "worldmodel.checkpoints":
             assert {p for p in base.rglob("*") if p.is_file()} <= shipped
+        elif package == "worldmodel.viewer":
+            assert shipped == {base / "page.html"}
         else:
             assert shipped == {base / "py.typed"}
     yamls = {p for f in FOLDERS for p in (ROOT / f).rglob("*.y*ml")}
     places = (
         ROOT / "worldmodel" / "conf",
         ROOT / "envs" / "presets",
-        ROOT / "evaluate" / "suites" / "skills",
+        ROOT / "evaluate" / "suites",
     )
     assert all(any(p.is_relative_to(place) for place in places) for p in yamls)
 

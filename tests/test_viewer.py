@@ -18,6 +18,7 @@ from worldmodel.errors import UserError
 from worldmodel.evaluate.scenario import Start, parse_scenario
 from worldmodel.viewer.commands import Branch, Chart, Fork, Jump
 from worldmodel.viewer.config import PlayConfig
+from worldmodel.viewer.draw import spread
 from worldmodel.viewer.engine import (
     Advance,
     Ask,
@@ -31,7 +32,7 @@ from worldmodel.viewer.engine import (
 )
 from worldmodel.viewer.keys import Keymap
 from worldmodel.viewer.script import ScriptPlayer
-from worldmodel.viewer.session import Answer, Moment, Session, spread
+from worldmodel.viewer.session import Answer, Moment, Session
 from worldmodel.viewer.starts import make_context
 from worldmodel.viewer.textbox import TextBox
 

@@ -14,6 +14,7 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 import pygame
 from pygame import Rect
 
+from worldmodel.viewer.beside import Sight
 from worldmodel.viewer.commands import Branch
 from worldmodel.viewer.draw import draw, thumbs
 from worldmodel.viewer.engine import Snapshot, describe
@@ -70,6 +71,20 @@ def all_dials():
         yield Dials(True, watching=True, routing=Routing((picks,) * layers))
 
 
+def all_beside(view):
+    """The real world beside the dream: as it follows, waits, and is of another size."""
+    frame, pose = view.snapshot.now.frame, (1e4, -2.0, 900.0)
+    for sight in (
+        Sight(frame, 3, "doom, val seed 3", 12.5, "", pose, pose, pose, (0.0, 99.0) * 32),
+        Sight(frame, 3, "doom", 60.0, "", pose),
+        Sight(frame, 3, "a name " * 20, waits="it cannot " * 30, trend=(20.0,)),
+        Sight(frame[:5, :7], 3, "doom", 12.5),
+    ):
+        now = replace(view.snapshot, now=replace(view.snapshot.now, sight=sight))
+        yield replace(view, snapshot=now)
+        yield replace(view, snapshot=now, apart=True)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (90, 60), (420, 300), (500, 1400), (2600, 500)])
 @pytest.mark.parametrize("smooth", [True, False])
 def test_every_state_is_drawn_in_every_size(size, smooth):
@@ -85,6 +100,7 @@ def test_every_state_is_drawn_in_every_size(size, smooth):
         replace(view, snapshot=failed),
         replace(view, snapshot=replace(view.snapshot, status="paused")),
         *(replace(view, snapshot=replace(view.snapshot, dials=dials)) for dials in all_dials()),
+        *all_beside(view),
     ):
         draw(surface, replace(state, smooth=smooth))
 

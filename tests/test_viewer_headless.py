@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 TOY = Path(__file__).with_name("viewer_toy.py")
@@ -108,6 +109,42 @@ events:
     assert len(events) == 8
 
 
+def test_a_fork_of_a_script_is_imagined_filmed_as_a_grid_and_its_first_branch_goes_on(tmp_path):
+    script = """
+steps: 8
+events:
+  - {at: 0, hold: d}
+  - {at: 2, fork: [w, a, {say: turn right}]}
+  - {at: 5, press: a}
+  - {at: 6, fork: [s, w]}
+"""
+    outputs = ["record=o.mp4", "frames=f.npz", "report=r.json", "scenario=p.yaml"]
+    done = play(tmp_path, *outputs, script=script)
+    assert done.returncode == 0, done.stderr
+    events = json.loads((tmp_path / "r.json").read_text())["events"]
+    told = [(event.get("branch", 0), event["text"].removeprefix("action: ")) for event in events]
+    first = [(1, "w"), (2, "a"), (3, "instruction: turn right")]
+    second = [(1, "s"), (2, "w")]
+    assert told == [(0, "d"), (0, "d"), *first * 3, (0, "w+a"), *second * 2]
+    path = yaml.safe_load((tmp_path / "p.yaml").read_text())
+    assert path["steps"] == 8  # along the first branches
+    assert path["events"][-1] == {"at": 6, "hold": "s", "for": 2}
+
+    frames = np.load(tmp_path / "f.npz")["frames"].astype(int)
+    assert len(frames) == len(events)
+    with av.open(str(tmp_path / "o.mp4")) as video:
+        shown = [p.to_ndarray(format="rgb24").astype(int) for p in video.decode(video=0)]
+    assert len(shown) == 8  # one picture per step
+    height, width = shown[0].shape[:2]
+    assert np.abs(shown[0][5::11, 5::11] - frames[0]).mean() < 12
+    quarter = shown[2][: height // 2, : width // 2]  # the first of three futures
+    factor = 5
+    top, left = (height - 2 * 48 * factor) // 2, (width - 2 * 64 * factor) // 2
+    tile = quarter[top + 2 :: factor, left + 2 :: factor][:48, :64]
+    assert np.abs(tile - frames[2]).mean() < 12
+    assert shown[2][-height // 3 :, -width // 3 :].mean() < 5  # there is no fourth
+
+
 def test_the_same_script_gives_the_same_frames(tmp_path):
     for name in ("a.npz", "b.npz"):
         assert play(tmp_path, f"frames={name}").returncode == 0
@@ -120,7 +157,7 @@ def test_the_same_script_gives_the_same_frames(tmp_path):
     [
         ([], {}, "stepps: 3", ["'stepps'", "Did you mean 'steps'"]),
         ([], {}, "steps: 3\nevents: [{at: 0, hold: x}]", ["Unknown key 'x'"]),
-        ([], {}, "steps: 3\nevents: [{at: 1, fork: [w, a]}]", ["not supported yet"]),
+        ([], {}, "steps: 3\nevents: [{at: 1, fork: [w, x]}]", ["Unknown key 'x'"]),
         ([], {}, f"steps: 3\nevents: [{{at: 0, say: '{'x' * 10_000}'}}]", ["10000 characters"]),
         ([], {}, "steps: 3\nevents: [{at: 0, say: ''}]", ["empty"]),
         ([], {"TOY_FAIL": "missing"}, SCRIPT, ["Unknown checkpoint", "Did you mean"]),

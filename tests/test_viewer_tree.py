@@ -12,7 +12,8 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 
 from worldmodel.errors import UserError
-from worldmodel.evaluate.scenario import Start, compile_scenario, load_scenario
+from worldmodel.evaluate.cues import compile_scenario
+from worldmodel.evaluate.scenario import Start, load_scenario
 from worldmodel.viewer import recall
 from worldmodel.viewer.commands import (
     Advance,
@@ -317,7 +318,9 @@ def test_the_path_to_a_node_is_a_scenario_that_gives_its_texts(tmp_path) -> None
     for _ in range(3):
         session.advance(("w",))
     path = session.tree.path(session.at)
-    scenario = scenario_of(session.tree, session.at, Head("toy", seed=7), False)
+    scenario = scenario_of(
+        session.tree, session.at, Head("toy", seed=7), session.start_of(session.at)
+    )
     file = tmp_path / "s.yaml"
     file.write_text(to_yaml(scenario), encoding="utf-8")
     read = load_scenario(file)
@@ -330,7 +333,7 @@ def test_the_path_to_a_node_is_a_scenario_that_gives_its_texts(tmp_path) -> None
         texts.append(again.advance(cue.keys).text)
     assert texts == [session.tree[node].text for node in path[1:]]
     with pytest.raises(UserError, match="no step"):
-        scenario_of(session.tree, 0, Head(), False)
+        scenario_of(session.tree, 0, Head(), Start())
 
 
 # The real model, and the engine

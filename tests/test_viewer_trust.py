@@ -3,7 +3,9 @@
 import os
 import runpy
 import time
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +16,12 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 from worldmodel.dream import Dream
 from worldmodel.encoders.pixels import Pixels, PixelsConfig
+from worldmodel.evaluate.routing import routed
 from worldmodel.stream import Engine as Model
 from worldmodel.transformer import Core
-from worldmodel.viewer.commands import Advance, Experts, Jump, Rewind
+from worldmodel.viewer.commands import Advance, Denoise, Experts, Jump, Pause, Rewind
 from worldmodel.viewer.engine import Engine
-from worldmodel.viewer.instruments import Instruments
-from worldmodel.viewer.routing import routed
+from worldmodel.viewer.instruments import SHARE, Instruments
 from worldmodel.viewer.script import SessionPlayer
 from worldmodel.viewer.tape import Tape
 from worldmodel.viewer.trust import EVERY, STARTS, Gauge
@@ -47,6 +49,14 @@ def shows(dream: Dream, latent: torch.Tensor) -> None:
     dream._streams[-1] = replace(dream._stream, latent=latent, frame=frame)
 
 
+def calibrated(dream: Dream) -> Gauge:
+    """A gauge that has done its work."""
+    gauge = Gauge(dream.engine)
+    while gauge.pending((dream.denoise_steps, dream.guidance)):
+        gauge.work()
+    return gauge
+
+
 @pytest.fixture(scope="module")
 def doom() -> Dream:
     return Dream.load("doom-nano", device="cpu", guidance=2.0)
@@ -55,7 +65,7 @@ def doom() -> Dream:
 @pytest.mark.parametrize("name", ["toy", "doom-nano"])
 def test_real_frames_are_green_and_noise_is_red(name, request):
     dream = a_toy() if name == "toy" else request.getfixturevalue("doom")
-    gauge = Gauge(dream.engine)
+    gauge = calibrated(dream)
     starts = dream.engine.checkpoint.start_frames
     if len(starts) > STARTS:  # those that it was not calibrated on
         used = np.linspace(0, len(starts) - 1, STARTS).round().astype(int)
@@ -74,7 +84,7 @@ def test_real_frames_are_green_and_noise_is_red(name, request):
 
 
 def test_drift_is_small_among_real_clips_and_grows_in_a_world_of_one_colour(doom):
-    gauge = Gauge(doom.engine)
+    gauge = calibrated(doom)
     engine, starts = doom.engine, doom.engine.checkpoint.start_frames
     drifts = []
     for frames in (starts[::3].reshape(-1, 64, 64, 3), np.full((16, 64, 64, 3), 90, np.uint8)):
@@ -92,15 +102,29 @@ def test_drift_is_small_among_real_clips_and_grows_in_a_world_of_one_colour(doom
 def test_instability_needs_two_passes_and_is_calibrated_for_each_number_of_them():
     dream = make_dream(guidance=2.0)
     gauge = Gauge(dream.engine)
+    step = partial(dream.step, dream.spec.actions.press(("w",)))
+    kinds = []
     for steps in (1, 2, 4):
         dream.denoise_steps = steps
         gauge.forget()
-        gauge.passes.forget()
-        dream.step(dream.spec.actions.press(("w",)))
+        if steps != 1:
+            step()
+            assert gauge.read(dream) is None  # not before the work for these settings is done
+        while kind := gauge.pending((steps, 2.0)):
+            gauge.work()
+            kinds.append(kind)
+        gauge.begin()
+        step()
         reading = gauge.read(dream)
         assert reading is not None
         assert (reading.instability is None) == (steps == 1)
-        assert (gauge.calibrate(steps, 2.0) is None) == (steps == 1)
+    starts, frames = dream.engine.checkpoint.start_frames.shape[:2]
+    assert Counter(kinds) == {
+        "_look": starts * frames,
+        "_settle": 1,
+        "_tell": starts * (frames - 1),
+        "_imagine": 2 * starts,
+    }
     gauge.close()
 
 
@@ -118,9 +142,11 @@ def test_the_instruments_change_nothing_and_let_go_of_the_model():
             frames.append(dream.step(dream.spec.actions.press(("w",))).frame)
             if instruments.after(dream, alone=True):
                 read.append(i)
+            while i == 2 and instruments.work_s is not None:
+                instruments.work()
         instruments.close()
         core = dream.engine.core
-        assert "draw" not in vars(core)
+        assert dream.engine.watch is None
         assert not any(module._forward_hooks for module in core.modules())
         assert not any(module._forward_pre_hooks for module in core.modules())
         return frames, read
@@ -129,7 +155,26 @@ def test_the_instruments_change_nothing_and_let_go_of_the_model():
     watched, read = play(Instruments(None))
     assert np.array_equal(plain, watched)
     assert none == []
-    assert read == [1, 1 + EVERY, 1 + 2 * EVERY]  # the first frame is not to wait for the meter
+    assert read == [3, 3 + EVERY, 3 + 2 * EVERY]
+
+
+def test_calibration_takes_a_share_of_the_time_of_steps_or_what_time_is_to_spare():
+    dream = make_dream(guidance=2.0)
+    instruments = Instruments(dream.engine)
+    assert instruments.work_s is None  # the first frame is not to wait for the meter
+    spent, pieces = 0.0, 0
+    while not (pieces and instruments.work_s is None):
+        instruments.after(dream, alone=True, step_s=0.01)
+        spent += 0.01 * SHARE
+        if instruments.overdue:
+            begin_s = time.perf_counter()
+            instruments.work()
+            pieces += 1
+            spent -= time.perf_counter() - begin_s
+            assert instruments.dials.calibrating == (instruments.work_s is not None)
+    assert pieces > 8
+    assert spent > -0.5  # no more than it may, but for the last pieces
+    instruments.close()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
@@ -162,6 +207,31 @@ def test_a_model_without_experts_says_so():
     assert "no experts" in instruments.watch()
     assert "no experts" in Instruments(None).watch()
     assert not instruments.dials.watching
+
+
+def test_a_person_who_plays_or_pauses_gets_readings_in_the_end():
+    engine = Engine(lambda: make_dream(), fps=50)
+    engine.start()
+
+    def until(met) -> None:
+        end = time.monotonic() + 60
+        while not met(engine.snapshot):
+            assert engine.snapshot.failure is None
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.002)
+
+    try:
+        until(lambda now: now.dials.calibrating)
+        engine.post(Pause(True))
+        until(lambda now: not now.dials.calibrating)  # while nothing else is to be done
+        assert engine.snapshot.dials.trust is None
+        engine.post(Pause(False))
+        until(lambda now: now.dials.trust)
+        engine.post(Denoise(finer=True))
+        until(lambda now: now.dials.calibrating)
+        until(lambda now: now.dials.trust)
+    finally:
+        assert engine.stop()
 
 
 def test_readings_stand_on_screen_and_in_the_report():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from pygame import Rect
 
-from worldmodel.viewer.commands import Advance, Fork, Jump, Pick
+from worldmodel.viewer.commands import Advance, Back, Drop, Fork, Jump, Pick
 from worldmodel.viewer.forkview import tiles
 from worldmodel.viewer.journal import read_session
 from worldmodel.viewer.layout import make_layout
@@ -241,6 +242,29 @@ def test_futures_and_frames_of_the_map_are_taken_with_the_mouse(player):
     assert [c for c in commands if isinstance(c, Pick | Jump)] == [Pick(2), Jump(0)]
 
 
+def test_a_recording_beside_the_dream_is_left_and_found_again_by_keys(player, tmp_path):
+    beside = runpy.run_path(str(Path(__file__).with_name("test_viewer_beside.py")))
+    store = beside["a_store"](tmp_path / "s.zarr", keys="wwdd" * 100)
+    viewer = player(f"beside={store}", "screenshot=shot.png")
+    until(viewer.texts, 60)
+    viewer.sent("action: w", times=4)  # nobody presses a key: the recording leads
+    viewer.sent("action: d")
+    viewer.do("keydown", "s")
+    viewer.sent("action: s", times=3)
+    viewer.do("keyup", "s")
+    viewer.sent("action: none", times=2)
+    viewer.do("key", "g", "key", "space")  # back to where it was left, and on
+    viewer.sent("action: w", times=2)
+    viewer.do("key", "b", "key", "t")
+    viewer.sent("action: w", times=4)
+    viewer.do("key", "Escape")
+    events = viewer.leaves()["events"]
+    assert any("took over" in event.get("real", "") for event in events)
+    assert "psnr" in events[-1]
+    _, commands = session_of(viewer)
+    assert [c for c in commands if not isinstance(c, Advance)] == [Back(), Drop()]
+
+
 def test_a_killed_viewer_loses_nothing_and_its_session_plays_again(player, tmp_path):
     viewer = player()
     viewer.sent("action: none", times=2)
@@ -366,4 +390,3 @@ def test_a_key_shows_the_experts_of_a_model(player):
     report = viewer.leaves()
     assert len(report["experts"]) == 6
     assert all(len(kind) == 12 for layer in report["experts"] for kind in layer)
-    assert any(event["trust"]["light"] for event in report["events"] if "trust" in event)

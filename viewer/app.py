@@ -28,9 +28,9 @@ from worldmodel.viewer.keyfile import KeyFile, load_keyfile
 from worldmodel.viewer.meter import Stats, peak_memory_mb, summary
 from worldmodel.viewer.script import ScriptPlayer, SessionPlayer
 from worldmodel.viewer.session import Session
-from worldmodel.viewer.starts import make_context
+from worldmodel.viewer.starts import Reality, folder_of, make_context, take_picture
 from worldmodel.viewer.tape import Tape, prepare, write_whole
-from worldmodel.viewer.view import Face
+from worldmodel.viewer.view import BESIDE_FACE, Face
 from worldmodel.viewer.window import (
     open_window,
     outliving_its_window,
@@ -58,6 +58,10 @@ def main(cfg: PlayConfig, load: Callable[..., World] | None = None) -> int:
         UserError: no display, no such checkpoint, a bad script, session or keymap, an output that
             cannot be written.
     """
+    if cfg.remote:
+        from worldmodel.viewer.remote_play import main as play_remote
+
+        return play_remote(cfg)
     prepare_environment(cfg.headless)
     scenario = load_scenario(cfg.script) if cfg.script else None
     record = read_session(cfg.session) if cfg.session else None
@@ -66,6 +70,10 @@ def main(cfg: PlayConfig, load: Callable[..., World] | None = None) -> int:
         prepare(path)
     if not cfg.headless:
         require_display()
+    if cfg.camera:
+        picture = take_picture(cfg.camera, RECORDINGS)
+        print(f"took the picture {picture}", flush=True)
+        cfg = replace(cfg, camera="", image=str(picture))
     head = record.head if record else Head(world=cfg.world)
     plan = settle(cfg, scenario, head)
     return _play(plan, scenario, record, keys, load)
@@ -79,15 +87,21 @@ class Plan:
         cfg: the settings.
         start: number of the start scene.
         given: a start of another kind, or None.
+        beside: what is put beside the dream, or None.
     """
 
     cfg: PlayConfig
     start: int
     given: Start | None
+    beside: Reality | None = None
 
 
 def settle(cfg: PlayConfig, scenario: Scenario | None, head: Head) -> Plan:
-    """Fill in what the settings leave at their defaults and a script or session says."""
+    """Fill in what the settings leave at their defaults and a script or session says.
+
+    Raises:
+        UserError: a script or session that begins elsewhere than what is put beside it.
+    """
     default = PlayConfig()
     said: dict[str, Any] = {}
     start = Start()
@@ -96,7 +110,7 @@ def settle(cfg: PlayConfig, scenario: Scenario | None, head: Head) -> Plan:
         said = {"checkpoint": scenario.checkpoint, "seed": scenario.seed}
     elif cfg.session:
         start = head.start
-        names = ("checkpoint", "world", "seed", "denoise_steps", "guidance", "dtype")
+        names = ("checkpoint", "world", "beside", "seed", "denoise_steps", "guidance", "dtype")
         said = {name: getattr(head, name) for name in names}
     left = {
         name: value
@@ -104,7 +118,20 @@ def settle(cfg: PlayConfig, scenario: Scenario | None, head: Head) -> Plan:
         if value not in (None, "", 0) and getattr(cfg, name) == getattr(default, name)
     }
     cfg = replace(cfg, **left)
+    if cfg.image:
+        start = Start(seed=cfg.start or start.seed, image=cfg.image)
     number = start.seed if start.seed is not None and cfg.start == default.start else cfg.start
+    if cfg.beside:
+        named = start.store or start.image or start.world
+        if named not in (None, cfg.beside) or start.step:
+            raise UserError(
+                f"The start names '{named}'; with beside={cfg.beside} a dream begins with the "
+                "first frame of that. Leave one of the two away."
+            )
+        if start.store and start.seed is None:
+            number = cfg.start or start.episode
+        reality = Reality(cfg.beside, start.split or Reality.split, cfg.pose)
+        return Plan(cfg, number, None, reality)
     # A real world that starts in itself needs only the seed.
     own = start.world == cfg.world or not (start.store or start.image or start.world)
     return Plan(cfg, number, None if own else start)
@@ -139,7 +166,7 @@ def _play(
         fps=cfg.fps or DEFAULT_FPS,
         clip_s=cfg.clip_s,
     )
-    face = Face()
+    face = BESIDE_FACE if plan.beside else Face()
     face = replace(face, bindings=keys.bindings(face.bindings))
     open_window(cfg.width, cfg.height, "worldmodel", cfg.headless, cfg.fullscreen)
     window = Window(tape, player, cfg.smooth, new_recording, face, keeper, keys.world)
@@ -151,6 +178,7 @@ def _play(
             fps=cfg.fps,
             start=plan.start,
             context=partial(make_context, plan.given) if plan.given else None,
+            beside=plan.beside,
             lockstep=player is not None,
             adapt=cfg.adapt,
             journal=partial(_journal, plan) if written else None,
@@ -172,7 +200,7 @@ def _play(
         failure = engine.snapshot.failure
         if failure and (player or isinstance(failure, UserError)):
             raise failure
-        _write(cfg, tape, lambda: make_report(cfg, engine.snapshot, window.stats, tape))
+        write_outputs(cfg, tape, lambda: make_report(cfg, engine.snapshot, window.stats, tape))
         if ended and engine.session:
             _write_path(plan, engine.session)
         return 1 if failure or not ended else 0
@@ -207,18 +235,25 @@ def load_world(cfg: PlayConfig, load: Callable[..., World] | None) -> World:
 def make_head(plan: Plan, world: World) -> Head:
     """Return what a session file says first."""
     cfg = plan.cfg
-    folder = getattr(getattr(getattr(world, "engine", None), "checkpoint", None), "folder", None)
+    folder = folder_of(world)
     return Head(
         checkpoint=cfg.checkpoint if cfg.world == "dream" else "",
         sha256=hashlib.sha256((folder / "config.json").read_bytes()).hexdigest() if folder else "",
         world=cfg.world,
-        start=plan.given or Start(seed=plan.start),
+        beside=cfg.beside,
+        start=_start_of(plan),
         seed=cfg.seed,
         denoise_steps=cfg.denoise_steps,
         guidance=cfg.guidance,
         device=str(getattr(world, "device", "")),
         dtype=str(getattr(world, "dtype", "")),
     )
+
+
+def _start_of(plan: Plan) -> Start:
+    if plan.beside:
+        return plan.beside.start(plan.start) or Start(seed=plan.start)
+    return plan.given or Start(seed=plan.start)
 
 
 def _load_checked(
@@ -244,14 +279,14 @@ def _write_path(plan: Plan, session: Session) -> None:
     """Write the path to the last frame where the settings ask for it."""
     node = session.at
     if plan.cfg.scenario:
-        given = session.given_start_of(node)
-        scenario = scenario_of(session.tree, node, make_head(plan, session.world), given)
+        head = make_head(plan, session.world)
+        scenario = scenario_of(session.tree, node, head, session.start_of(node))
         write_whole(plan.cfg.scenario, lambda file: file.write(to_yaml(scenario).encode()))
     if plan.cfg.store:
         store_episode(episode_of(session, node), session, plan.cfg.store)
 
 
-def _write(cfg: PlayConfig, tape: Tape, report: Callable[[], dict[str, Any]]) -> None:
+def write_outputs(cfg: PlayConfig, tape: Tape, report: Callable[[], dict[str, Any]]) -> None:
     """Write the files that the settings ask for."""
     import pygame
 

@@ -1,6 +1,6 @@
 """What can be asked of a session, as values, and as lines of a session file. No pygame here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,16 @@ class Name:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """Drop into the dream: let it begin anew from the real frames beside it."""
+
+
+@dataclass(frozen=True)
+class Back:
+    """Go back to where the real world is, or to where this dream began, and pause."""
+
+
+@dataclass(frozen=True)
 class Chart:
     """Publish the outline of the tree with each snapshot, and pause; or stop that."""
 
@@ -116,6 +126,11 @@ class Chart:
 @dataclass(frozen=True)
 class Experts:
     """Watch which experts of the model fire, or no longer."""
+
+
+@dataclass(frozen=True)
+class Calibrate:
+    """Do a piece of what the instruments still have to measure; the engine asks itself for it."""
 
 
 @dataclass(frozen=True)
@@ -143,11 +158,29 @@ Command = (
     | Leave
     | Jump
     | Name
+    | Drop
+    | Back
     | Chart
     | Experts
+    | Calibrate
     | Live
     | Look
 )
+
+BY_NAME: Mapping[str, Command] = {
+    "clear": Say(""),
+    "pause": Pause(),
+    "rewind": Rewind(1),
+    "restart": Restart(0),
+    "next": Restart(1),
+    "previous": Restart(-1),
+    "finer": Denoise(True),
+    "faster": Denoise(False),
+    "experts": Experts(),
+    "drop": Drop(),
+    "back": Back(),
+}
+"""The commands that always ask for the same, by the names that keys have for them."""
 
 
 def to_json(command: Command) -> dict[str, Any] | None:
@@ -176,6 +209,10 @@ def to_json(command: Command) -> dict[str, Any] | None:
             return {"jump": node}
         case Name(node, name):
             return {"name": name, "of": node}
+        case Drop():
+            return {"drop": True}
+        case Back():
+            return {"back": True}
     return None
 
 
@@ -211,6 +248,10 @@ def from_json(data: dict[str, Any]) -> Command:
                 return Jump(node)
             case {"name": str(name), "of": int(node)}:
                 return Name(node, name)
+            case {"drop": True}:
+                return Drop()
+            case {"back": True}:
+                return Back()
     except (AttributeError, TypeError):
         pass
     raise UserError(f"{data!r} is no command of a session.")

@@ -11,12 +11,16 @@ class PlayConfig:
 
     checkpoint: str = "doom-nano"
     world: str = "dream"
+    beside: str = ""
+    pose: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
     denoise_steps: int = 2
     guidance: float = 2.0
     seed: int = 0
     start: int = 0
+    image: str = ""
+    camera: str = ""
     fps: float = 12.0
     adapt: bool = False
     headless: bool = False
@@ -36,6 +40,8 @@ class PlayConfig:
     smooth: bool = True
     keymap: str = ""
     clip_s: float = 10.0
+    remote: str = ""
+    token: str = ""
 
     def __post_init__(self) -> None:
         if self.script and self.session:
@@ -47,6 +53,16 @@ class PlayConfig:
             )
         if self.node and not self.session:
             raise UserError("node= names a frame of a session; it needs session=FILE.")
+        starts = [name for name in ("image", "camera", "beside") if getattr(self, name)]
+        if len(starts) > 1:
+            raise UserError(
+                f"A dream begins in one place: give one of {' and '.join(starts)}, not more."
+            )
+        if starts and self.world != "dream":
+            raise UserError(
+                f"{starts[0]}= goes with an imagined world: leave world= at 'dream', "
+                f"not '{self.world}'."
+            )
         if self.clip_s <= 0:
             raise UserError(f"clip_s must be a positive number of seconds, got {self.clip_s}.")
         if self.denoise_steps < 1:

@@ -1,13 +1,15 @@
 """Draws a `ViewState` on a surface. Pure: no events, no model, no state of its own."""
 
+from collections.abc import Sequence
+
 import pygame
 from pygame import Rect
 
-from worldmodel.viewer import forkview, mapview, panel
+from worldmodel.viewer import besideview, forkview, mapview, panel
 from worldmodel.viewer.engine import Snapshot
 from worldmodel.viewer.fonts import fit, measure, printable, put, wrap
 from worldmodel.viewer.layout import Layout, make_layout
-from worldmodel.viewer.session import Moment, spread
+from worldmodel.viewer.session import Moment
 from worldmodel.viewer.theme import AMBER, BACK, EDGE, FAINT, MUTED, RED, SURFACE, TEAL, TEXT
 from worldmodel.viewer.view import ViewState
 from worldmodel.viewer.widgets import frame_surface, keycap, shade, typing
@@ -44,6 +46,9 @@ def draw(surface: pygame.Surface, view: ViewState) -> Layout:
     if snapshot.futures and snapshot.status != "failed":
         forkview.draw_fork(surface, layout, snapshot.futures, aspect, view.smooth)
         _badges(surface, layout, view)
+    elif snapshot.now and snapshot.now.sight and snapshot.status != "failed":
+        besideview.draw_beside(surface, layout, snapshot.now, aspect, view.smooth, view.apart)
+        _badges(surface, layout, view)
     else:
         _picture(surface, layout, view)
     if layout.panel.width:
@@ -64,6 +69,21 @@ def thumbs(layout: Layout, snapshot: Snapshot) -> list[tuple[Rect, Moment]]:
     """Return the thumbnails shown and where; the last one is now."""
     shown = spread(snapshot.timeline, layout.num_thumbs)
     return [(layout.thumb_at(i), moment) for i, moment in enumerate(shown)]
+
+
+def spread(moments: Sequence[Moment], most: int) -> tuple[Moment, ...]:
+    """Return up to `most` of `moments`, over their whole length, the last one always.
+
+    The spacing in steps is a power of two, so that a growing timeline stands still.
+    """
+    if most < 2 or not moments:
+        return tuple(moments[-1:] if most == 1 else ())
+    *past, now = moments
+    kept, stride = past, 1
+    while len(kept) > most - 1:  # ends: at last only number 0 is left
+        stride *= 2
+        kept = [moment for moment in past if moment.number % stride == 0]
+    return (*kept, now)
 
 
 def _picture(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:

@@ -18,9 +18,12 @@ from worldmodel.errors import UserError
 from worldmodel.viewer.commands import (
     Advance,
     Ask,
+    Back,
+    Calibrate,
     Chart,
     Command,
     Denoise,
+    Drop,
     Experts,
     Fork,
     Jump,
@@ -39,8 +42,9 @@ from worldmodel.viewer.journal import Journal
 from worldmodel.viewer.meter import Quality, Rate
 from worldmodel.viewer.outline import outline
 from worldmodel.viewer.reading import Reading
-from worldmodel.viewer.session import Answer, Context, Moment, Session
+from worldmodel.viewer.session import Answer, Moment, Session
 from worldmodel.viewer.snapshot import Snapshot, describe
+from worldmodel.viewer.starts import Context, Reality
 from worldmodel.world import World, WorldSpec
 
 TIMELINE = 40
@@ -57,11 +61,14 @@ class Engine:
         fps: steps per second aimed at; 0 for as many as possible, None for the world's own, to
             which then also a fresh key is held.
         start, context: where the session begins.
+        beside: the real world to put beside the dream.
         lockstep: begin paused and take steps only for `Advance`, for scripts, until `Live`; a
             command that fails then counts as a failure instead of a notice.
         adapt: take fewer denoising steps where the pace is not kept.
         journal: opens the session's file, once there is a world.
         history_bytes: memory for whole frames, see `Session`.
+        shared: whether others use the world's model too; its passes then say nothing of this
+            session, and no instruments are read.
         on_change: called from the thread after each new snapshot.
         on_step: called from the thread with each moment imagined, in order, none left out.
         on_answer: called from the thread with each answer.
@@ -76,20 +83,23 @@ class Engine:
         fps: float | None = 0.0,
         start: int = 0,
         context: Callable[[WorldSpec], Context | None] | None = None,
+        beside: Reality | None = None,
         lockstep: bool = False,
         adapt: bool = False,
         journal: Callable[[World], Journal] | None = None,
         history_bytes: float | None = None,
+        shared: bool = False,
         on_change: Callable[[], None] | None = None,
         on_step: Callable[[Moment], None] | None = None,
         on_answer: Callable[[Moment, Answer], None] | None = None,
         on_reading: Callable[[Reading], None] | None = None,
     ) -> None:
-        self._load, self._start, self._context = load, start, context
+        self._load, self._start, self._context, self._beside = load, start, context, beside
         self._lockstep = lockstep
         self._wanted_denoise = 0  # what the user asked for; 0: what the world came with
         self._open_journal, self._journal = journal, None
         self._history_bytes = history_bytes
+        self._shared = shared
         self._charting = False
         self._instruments = Instruments(None)
         self._taken = 0
@@ -170,9 +180,10 @@ class Engine:
             if self._own_pace:
                 self._period_s = 1.0 / world.spec.fps
             context = self._context(world.spec) if self._context else None
-            session = Session(world, self._start, context, self._history_bytes)
+            session = Session(world, self._start, context, self._history_bytes, self._beside)
             self.session = session
-            self._instruments = Instruments(getattr(world, "engine", None))
+            if not self._shared:
+                self._instruments = Instruments(getattr(world, "engine", None))
             session.on_recall = lambda done, of: self._recalled(session, done, of)
             status = "paused" if self._lockstep else "playing"
             told: dict[str, object] = {}
@@ -193,6 +204,8 @@ class Engine:
             if self._journal:
                 self._journal.close()
             self._instruments.close()
+            if self.session:
+                self.session.close()
             world.close()
         except Exception as error:  # a recording that cannot be saved, for instance
             self._fail(error)
@@ -204,17 +217,21 @@ class Engine:
                 if self._commands:
                     self._taken += 1
                     return self._commands.popleft()
+                wait_s = None
                 if self._snapshot.status == "playing":
                     wait_s = self._due_s - time.perf_counter()
                     # A fresh key does not wait for the pace, unless that is the world's time.
                     if wait_s <= 0 or (self._tapped and not self._own_pace):
                         held = {*self._held, *self._tapped}
                         return Advance(tuple(sorted(held)))
-                    self._lock.wait(wait_s)
                 else:
                     self._tapped.clear()
                     self._input_s = None  # a pause is no latency
-                    self._lock.wait()
+                busy = self._lockstep or self._snapshot.status == "failed"
+                work_s = None if busy else self._instruments.work_s
+                if work_s is not None and (wait_s is None or work_s < wait_s):
+                    return Calibrate()
+                self._lock.wait(wait_s)
         return None
 
     def _do(self, session: Session, command: Command) -> None:
@@ -236,7 +253,7 @@ class Engine:
         snapshot = self._snapshot
         if snapshot.status == "failed" and not isinstance(command, Restart):
             return
-        if isinstance(command, Rewind | Jump | Pick | Leave | Restart):
+        if isinstance(command, Rewind | Jump | Pick | Leave | Restart | Drop | Back):
             self._instruments.forget()
         match command:
             case Advance(keys):
@@ -251,6 +268,12 @@ class Engine:
                 self._publish(session, status="paused")
             case Jump(node):
                 self._busy(session.jump, node)
+                self._publish(session, status="paused")
+            case Drop():
+                self._busy(Session.drop, session)
+                self._go_on(session, snapshot.status)
+            case Back():
+                self._busy(Session.back, session)
                 self._publish(session, status="paused")
             case Fork(branches):
                 session.fork(branches)
@@ -270,6 +293,8 @@ class Engine:
             case Experts():
                 notice = self._instruments.watch()
                 self._publish(session, notice=notice, notice_s=time.perf_counter())
+            case Calibrate():
+                self._calibrate(session)
             case Live():
                 self._lockstep = False
                 self._publish(session, status="paused")
@@ -377,12 +402,23 @@ class Engine:
     def _measure(self, session: Session) -> None:
         """Read the instruments after a step."""
         before = self._instruments.dials
-        reading = self._instruments.after(session.world, alone=not session.futures)
-        if reading and not before.trust:
-            self._rate.restart()  # real frames were measured too, which is not the pace of play
+        step_s = self._snapshot.step_ms / 1e3
+        reading = self._instruments.after(session.world, not session.futures, step_s)
+        if self._lockstep and self._instruments.work_s is not None:
+            while self._instruments.work_s is not None:  # so that the same frames are always read
+                self._instruments.work()
+            self._rate.restart()  # that is not the pace of play
+        elif self._instruments.overdue:
+            self._instruments.work()
         if reading and self._on_reading:
             self._on_reading(reading)
         if self._instruments.dials != before:
+            self._publish(session, input_s=self._snapshot.input_s)
+
+    def _calibrate(self, session: Session) -> None:
+        """Use a moment in which there is nothing else to do."""
+        self._instruments.work()
+        if not self._instruments.dials.calibrating:
             self._publish(session, input_s=self._snapshot.input_s)
 
     def _tell(self, notice: str) -> None:

@@ -5,7 +5,7 @@ from pygame import Rect, Surface, draw
 from worldmodel.viewer.commands import Branch
 from worldmodel.viewer.fonts import fit, measure, printable, put
 from worldmodel.viewer.keys import Keymap
-from worldmodel.viewer.layout import Layout
+from worldmodel.viewer.layout import Layout, grid
 from worldmodel.viewer.session import Future
 from worldmodel.viewer.theme import AMBER, EDGE, FAINT, MUTED, SURFACE, TEAL, TEXT
 from worldmodel.viewer.widgets import frame_surface, keycap
@@ -30,23 +30,7 @@ def toggled(branches: tuple[Branch, ...], branch: Branch) -> tuple[Branch, ...]:
 
 def tiles(layout: Layout, count: int, aspect: float) -> list[Rect]:
     """Return the places of the frames of `count` branches; each has its caption below."""
-    area, gap, caption = layout.area, layout.px(16), layout.px(60)
-    best: tuple[int, int, int] = (1, 1, count)  # height of a frame, columns, rows
-    for columns in range(1, count + 1):
-        rows = -(-count // columns)
-        width = (area.width - gap * (columns - 1)) / columns
-        height = min((area.height - gap * (rows - 1)) / rows - caption, width / aspect)
-        best = max(best, (int(height), columns, rows))
-    height, columns, rows = max(1, best[0]), best[1], best[2]
-    width = max(1, round(height * aspect))
-    left = area.centerx - (columns * width + (columns - 1) * gap) // 2
-    top = area.centery - (rows * (height + caption) + (rows - 1) * gap) // 2
-    places = []
-    for index in range(count):
-        row, column = divmod(index, columns)
-        at = (left + column * (width + gap), top + row * (height + caption + gap))
-        places.append(Rect(at, (width, height)))
-    return places
+    return grid(layout.area, count, aspect, layout.px(16), layout.px(60))
 
 
 def branch_at(

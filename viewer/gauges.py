@@ -38,7 +38,10 @@ def draw_trust(surface: pygame.Surface, layout: Layout, view: ViewState, area: R
     if not dials.measures or area.height < layout.px(84):
         return area.y
     y = heading(surface, layout, "Trust", area)
-    colour, word = LIGHTS[dials.trust.light] if dials.trust else (FAINT, "no reading yet")
+    if dials.trust:
+        colour, word = LIGHTS[dials.trust.light]
+    else:
+        colour, word = FAINT, "calibrating" if dials.calibrating else "no reading yet"
     dot = (area.x + layout.px(6), y)
     pygame.draw.aacircle(surface, colour, dot, layout.px(5))
     put(surface, word, (area.x + layout.px(20), y), layout.px(15), colour)

@@ -3,12 +3,12 @@
 They belong to the model's thread and look on: the frames are the same with and without them.
 """
 
+import time
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from worldmodel.viewer.reading import Reading
-from worldmodel.world import World
 
 if TYPE_CHECKING:  # they import torch, and the window is to open before that
     from worldmodel.viewer.routing import Routing, Watch
@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # they import torch, and the window is to open before that
 
 TREND = 64
 """Readings that the trend goes back."""
+
+SHARE = 0.3
+"""Of the time of the steps, where none is to spare: what calibration takes as long as it lasts."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Dials:
         trend: drift of the last readings, oldest first.
         watching: whether the experts are watched.
         routing: what they picked lately; None while unwatched, and where there are none.
+        calibrating: whether the real frames are still being measured.
     """
 
     measures: bool = False
@@ -35,6 +39,7 @@ class Dials:
     trend: tuple[float, ...] = ()
     watching: bool = False
     routing: "Routing | None" = None
+    calibrating: bool = False
 
 
 class Instruments:
@@ -45,36 +50,72 @@ class Instruments:
         self._gauge: Gauge | None = None
         self._watch: Watch | None = None
         self._trend: deque[float] = deque(maxlen=TREND)
+        self._settings = (0, 1.0)  # of the last step
+        self._costs_s: dict[str, float] = {}  # of each kind of the gauge's work
+        self._credit_s = 0.0
         self.dials = Dials(measures=bool(engine and len(engine.checkpoint.start_frames)))
 
     def begin(self) -> None:
         """Get ready for a step."""
         if self._gauge:
-            self._gauge.passes.forget()
+            self._gauge.begin()
         if self._watch:
             self._watch.forget()
 
-    def after(self, world: World, alone: bool) -> Reading | None:
+    def after(self, world: Any, alone: bool, step_s: float = 0.0) -> Reading | None:
         """Take note of a step; returns a reading where one was made.
 
         Args:
             world: as it is after the step.
             alone: False for a fork, whose frames are not measured.
+            step_s: the time that it took.
         """
         reading = None
         if alone and self.dials.measures:
-            if self._gauge:
-                reading = self._gauge.read(world)
-            else:
+            if not self._gauge:
                 from worldmodel.viewer.trust import Gauge
 
                 self._gauge = Gauge(self._engine)  # after the first frame: that is not to wait
+            self._settings = world.denoise_steps, world.guidance
+            reading = self._gauge.read(world)
+            self._credit_s += SHARE * step_s
+            self._costs_s[""] = step_s
         if reading:
             self._trend.append(reading.drift)
         routing = self._watch.read() if self._watch else None
-        trust = reading or self.dials.trust
-        self.dials = replace(self.dials, trust=trust, trend=tuple(self._trend), routing=routing)
+        calibrating = self.work_s is not None
+        trust = None if calibrating else reading or self.dials.trust
+        self.dials = replace(
+            self.dials,
+            calibrating=calibrating,
+            trust=trust,
+            trend=tuple(self._trend),
+            routing=routing,
+        )
         return reading
+
+    @property
+    def work_s(self) -> float | None:
+        """How long the next piece of calibration will take; None where none is left.
+
+        What was not done yet is taken to be as long as a step.
+        """
+        kind = self._gauge.pending(self._settings) if self._gauge else ""
+        return self._costs_s.get(kind, self._costs_s[""]) if kind else None
+
+    @property
+    def overdue(self) -> bool:
+        """Whether a piece of it is to be done although there is no time to spare."""
+        return self.work_s is not None and self._credit_s >= self.work_s
+
+    def work(self) -> None:
+        """Do the next piece of calibration."""
+        assert self._gauge
+        kind, begin_s = self._gauge.pending(self._settings), time.perf_counter()
+        self._gauge.work()
+        self._costs_s[kind] = time.perf_counter() - begin_s
+        self._credit_s = max(0.0, self._credit_s - self._costs_s[kind])
+        self.dials = replace(self.dials, calibrating=self.work_s is not None)
 
     def forget(self) -> None:
         """Begin anew: the world is somewhere else now."""
@@ -85,7 +126,8 @@ class Instruments:
 
     def watch(self) -> str:
         """Watch the experts, or no longer. Returns a sentence where there are none."""
-        from worldmodel.viewer.routing import Watch, routed
+        from worldmodel.evaluate.routing import routed
+        from worldmodel.viewer.routing import Watch
 
         if not self._engine or not routed(self._engine.core):
             return "This model has no experts to choose from."

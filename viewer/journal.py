@@ -37,6 +37,7 @@ class Head:
         checkpoint: its name or folder. sha256: hash of its `config.json`, which has those of its
             other files; empty where there is none.
         world: 'dream', or the name of a real environment.
+        beside: the real world or the store that was beside the dream, or empty.
         start: where it began. seed: of the imagination.
         denoise_steps, guidance, device, dtype: of the imagination at the beginning.
     """
@@ -44,6 +45,7 @@ class Head:
     checkpoint: str = ""
     sha256: str = ""
     world: str = "dream"
+    beside: str = ""
     start: Start = field(default_factory=Start)
     seed: int = 0
     denoise_steps: int = 0
@@ -164,17 +166,17 @@ def read_session(path: str | Path) -> Record:
         raise UserError(f"The session '{path}' cannot be read: {error}") from error
 
 
-def scenario_of(tree: Tree, node: int, head: Head, given_start: bool) -> dict[str, Any]:
+def scenario_of(tree: Tree, node: int, head: Head, begin: Start) -> dict[str, Any]:
     """Return the scenario (`worldmodel.evaluate.scenario`) of the path to a node.
 
     Args:
         tree: the session's tree.
         node: where the path ends.
         head: what was played.
-        given_start: whether the path begins at the head's start instead of a numbered one.
+        begin: where the path begins, if that is in a dream.
 
     Raises:
-        UserError: a path without steps.
+        UserError: a path without steps, or with a recorded step that no keys make.
     """
     start, *steps = (tree[i] for i in tree.path(node))
     if not steps:
@@ -183,6 +185,11 @@ def scenario_of(tree: Tree, node: int, head: Head, given_start: bool) -> dict[st
     for at, step in enumerate(steps):
         if step.said is not None:
             events.append({"at": at, "say": step.said} if step.said else {"at": at, "clear": True})
+        if step.moved:
+            raise UserError(
+                f"Step {step.number} was recorded without keys, and a scenario knows keys and "
+                "sentences only. The session's file has all of it."
+            )
         if not step.keys:
             continue
         keys = "+".join(step.keys)
@@ -192,10 +199,10 @@ def scenario_of(tree: Tree, node: int, head: Head, given_start: bool) -> dict[st
         else:
             events.append({"at": at, "hold": keys, "for": 1})
     imagined = {"checkpoint": head.checkpoint} if head.world == "dream" else {}
-    begin = _plain_start(head.start) if given_start else {"seed": start.start}
+    first = _plain_start(begin)
     if head.world != "dream":
-        begin = {"world": head.world, "seed": start.start}
-    return {**imagined, "start": begin, "seed": head.seed, "steps": len(steps), "events": events}
+        first = {"world": head.world, "seed": start.start}
+    return {**imagined, "start": first, "seed": head.seed, "steps": len(steps), "events": events}
 
 
 def to_yaml(scenario: Mapping[str, Any]) -> str:

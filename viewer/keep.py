@@ -13,6 +13,7 @@ from worldmodel.errors import UserError
 from worldmodel.viewer.journal import Head, scenario_of, to_yaml
 from worldmodel.viewer.session import Session
 from worldmodel.viewer.tape import write_whole
+from worldmodel.viewer.tree import action_of
 from worldmodel.viewer.video import VideoWriter, write_gif, write_strip
 from worldmodel.world import Episode, World
 
@@ -40,8 +41,8 @@ class Keeper:
             UserError: there is no step yet, or the file cannot be written.
         """
         node = session.at if node is None else node
-        given = session.given_start_of(node)
-        scenario = scenario_of(session.tree, node, self.head(session.world), given)
+        head = self.head(session.world)
+        scenario = scenario_of(session.tree, node, head, session.start_of(node))
         name = session.tree.names.get(node, f"frame {node}")
         slug = "".join(c if c.isalnum() else "-" for c in name).strip("-") or str(node)
         path = _made(self.sessions) / f"{_stamp()}-{slug}.yaml"
@@ -94,11 +95,8 @@ def episode_of(session: Session, node: int) -> Episode:
         raise UserError("The session has no steps on the path to this frame, so no episode.")
     actions = []
     for step in steps:
-        if step.keys or not step.instruction:
-            actions.append(table.press(step.keys))
-            continue
         try:
-            actions.append(table.parse(step.instruction))
+            actions.append(action_of(step, table) or table.parse(step.instruction))
         except UserError:
             raise UserError(
                 f"Step {step.number} was led by '{step.instruction}', which is no action of the "

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from worldmodel.errors import UserError, suggest
-from worldmodel.viewer.keys import BINDINGS, Binding
+from worldmodel.viewer.keys import BESIDE_BINDINGS, BINDINGS, Binding
 
 Keys = Mapping[str, tuple[str, ...]]
 
@@ -57,7 +57,7 @@ def load_keyfile(path: str) -> KeyFile:
         raise UserError(f"The keymap '{path}' is not YAML: {error}.".replace("\n", " ")) from error
     try:
         parts = _section(data, "the keymap", ("viewer", "world"))
-        names = tuple(binding.name for binding in BINDINGS)
+        names = tuple(binding.name for binding in (*BINDINGS, *BESIDE_BINDINGS))
         viewer = {
             name: _keys(keys, f"viewer.{name}")
             for name, keys in _section(parts.get("viewer") or {}, "viewer", names).items()

@@ -51,6 +51,13 @@ BINDINGS = (
     Binding("quit", ("escape",), "Esc", "leave"),
 )
 
+BESIDE_BINDINGS = (
+    Binding("drop", ("b", "insert"), "B", "dream on from the real frame"),
+    Binding("back", ("g", "home"), "G", "back to the real frame"),
+    Binding("difference", ("t", "end"), "T", "map of the difference"),
+)
+"""Besides, where a real world is beside the dream."""
+
 
 class Keymap:
     """Key names to actions and commands, for one world.

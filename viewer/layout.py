@@ -91,3 +91,36 @@ def make_layout(
     picture = Rect(0, 0, max(1, round(picture_h * aspect)), max(1, picture_h))
     picture.center = area.center
     return Layout(unit, area, picture, panel, sent, box, timeline)
+
+
+def grid(
+    area: Rect, count: int, aspect: float, gap: int, caption: int = 0, most_rows: int = 9
+) -> list[Rect]:
+    """Return places for `count` frames in rows, as large as they can be in `area`.
+
+    Args:
+        area: the room for all.
+        count: of frames.
+        aspect: width of a frame divided by its height.
+        gap: pixels between them.
+        caption: pixels that are free below each.
+        most_rows: there are no more rows than that.
+    """
+    best: tuple[int, int, int] = (0, count, 1)  # height of a frame, columns, rows
+    for columns in range(1, count + 1):
+        rows = -(-count // columns)
+        if rows > most_rows:
+            continue
+        width = (area.width - gap * (columns - 1)) / columns
+        height = min((area.height - gap * (rows - 1)) / rows - caption, width / aspect)
+        best = max(best, (int(height), columns, rows))
+    height, columns, rows = max(1, best[0]), best[1], best[2]
+    width = max(1, round(height * aspect))
+    left = area.centerx - (columns * width + (columns - 1) * gap) // 2
+    top = area.centery - (rows * (height + caption) + (rows - 1) * gap) // 2
+    places = []
+    for index in range(count):
+        row, column = divmod(index, columns)
+        at = (left + column * (width + gap), top + row * (height + caption + gap))
+        places.append(Rect(at, (width, height)))
+    return places

@@ -3,11 +3,12 @@
 import pygame
 
 from worldmodel.viewer.commands import Chart, Jump, Pause
-from worldmodel.viewer.engine import Engine, Snapshot
 from worldmodel.viewer.keys import Binding, Keymap
 from worldmodel.viewer.layout import Layout
 from worldmodel.viewer.mapview import map_places
 from worldmodel.viewer.outline import Stop, move
+from worldmodel.viewer.playable import Playable
+from worldmodel.viewer.snapshot import Snapshot
 
 
 class MapMode:
@@ -22,7 +23,7 @@ class MapMode:
         node: the node that is selected.
     """
 
-    def __init__(self, engine: Engine, now: Snapshot) -> None:
+    def __init__(self, engine: Playable, now: Snapshot) -> None:
         assert now.now is not None
         self.open = True
         self.node = now.now.node
@@ -37,7 +38,7 @@ class MapMode:
             self.node = stops[at].node
         return at
 
-    def key(self, engine: Engine, keymap: Keymap, name: str, char: str = "") -> Binding | None:
+    def key(self, engine: Playable, keymap: Keymap, name: str, char: str = "") -> Binding | None:
         """Take a key; returns a command that is none of the map's own.
 
         Arrows (and the keys that move so in the world) look around, Enter goes there.
@@ -58,7 +59,7 @@ class MapMode:
         return None
 
     def click(
-        self, engine: Engine, at: tuple[int, int], layout: Layout, drawn: Snapshot, aspect: float
+        self, engine: Playable, at: tuple[int, int], layout: Layout, drawn: Snapshot, aspect: float
     ) -> None:
         """Select the frame that was clicked; go there if it was selected already."""
         selected = self.selected(drawn.chart)
@@ -73,11 +74,11 @@ class MapMode:
                 if again:
                     self._travel(engine)
 
-    def _travel(self, engine: Engine) -> None:
+    def _travel(self, engine: Playable) -> None:
         engine.post(Jump(self.node))
         self._close(engine, resume=False)
 
-    def _close(self, engine: Engine, resume: bool) -> None:
+    def _close(self, engine: Playable, resume: bool) -> None:
         self.open = False
         engine.post(Chart(False))
         if resume:

@@ -43,6 +43,8 @@ def _title(surface: pygame.Surface, layout: Layout, view: ViewState, inner: Rect
         about = "loading"
     elif view.face.about:
         about = view.face.about()
+    elif snapshot.now and snapshot.now.sight:
+        about = f"beside {snapshot.now.sight.name}"
     elif info.num_starts:
         about = f"imagined world, start {snapshot.start % info.num_starts + 1} of {info.num_starts}"
     else:

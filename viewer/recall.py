@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from worldmodel.viewer.tree import Node, Tree
+from worldmodel.viewer.tree import Node, Tree, action_of
 
 KEPT_STATES = 1024
 """States of abandoned futures; one is some 100 kB in doom-nano. A Dream bounds its own past."""
@@ -39,7 +39,8 @@ class Recall:
         if self._holder(node, untold=True) is not None:
             return
         self._kept[node] = dream.fork(1)[0], _depth(dream)
-        while len(self._kept) > 1 and (len(self._kept) > MAX_KEPT or self.states > KEPT_STATES):
+        most = min(KEPT_STATES, getattr(dream, "history", KEPT_STATES))
+        while len(self._kept) > 1 and (len(self._kept) > MAX_KEPT or self.states > most):
             del self._kept[next(iter(self._kept))]
 
     @property
@@ -94,7 +95,7 @@ class Recall:
                 its.denoise_steps = node.denoise_steps
                 if member.said is not None:
                     its.say(member.said or None)
-            actions = [_action(dream, member) for member in team]
+            actions = [action_of(member, dream.spec.actions) for member in team]
             if node.team:
                 dream.batch_step(dreams, actions)
                 dream = dreams[node.team.index(node.id)]
@@ -132,10 +133,6 @@ class Recall:
         dream = kept[0].fork(1)[0]
         dream.rewind(self._tree[leaf].number - self._tree[node].number)
         return dream
-
-
-def _action(dream: Any, node: Node) -> Any:
-    return dream.spec.actions.press(node.keys) if node.keys or not node.instruction else None
 
 
 def _depth(dream: Any) -> int:

@@ -1,8 +1,4 @@
-"""Which experts fire, layer by layer, for text and for vision. No pygame here.
-
-At play routers count nothing themselves (their loads are training's, for balancing), so they are
-watched from outside while somebody looks, and not at all otherwise.
-"""
+"""Which experts fire at play: the picks of the last steps. No pygame here."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -10,7 +6,7 @@ from typing import Any
 
 import torch
 
-from worldmodel.moe import Router
+from worldmodel.evaluate.routing import Tally
 
 LAST = 8
 """Steps that are shown together: the text of one step is a handful of tokens."""
@@ -27,55 +23,23 @@ class Routing:
     picks: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 
 
-def routed(core: Any) -> list[Router]:
-    """Return the routers of a core, first block first; none where it has no experts to choose."""
-    return [module for module in core.modules() if isinstance(module, Router)]
-
-
 class Watch:
-    """Counts what the routers of a core pick, of the first stream of a batch.
-
-    With guidance or in a fork several streams run as one batch; of the others some tokens only
-    fill up.
-    """
+    """Counts what the routers of a core pick in the last steps, see `Tally`."""
 
     def __init__(self, core: Any) -> None:
-        self._routers = routed(core)
-        self._tokens = 0  # of each stream, in the pass that runs
-        self._now: list[torch.Tensor] = []
+        self._tally = Tally(core)
         self._past: deque[torch.Tensor] = deque(maxlen=LAST)
-        self._hooks = [core.register_forward_pre_hook(self._enter)]
-        self._hooks += [
-            router.register_forward_hook(self._counting(i))
-            for i, router in enumerate(self._routers)
-        ]
-        self.forget()
 
     def forget(self) -> None:
         """Begin with a new step."""
-        self._now = [
-            router.load.new_zeros(router.load.shape, dtype=torch.int64) for router in self._routers
-        ]
+        self._tally.take()
 
     def read(self) -> Routing:
         """End a step; return the picks of the last ones."""
-        self._past.append(torch.stack(self._now))
+        self._past.append(self._tally.take())
         layers = torch.stack(tuple(self._past)).sum(0).tolist()
         return Routing(tuple((tuple(text), tuple(vision)) for text, vision in layers))
 
     def close(self) -> None:
         """Let go of the core."""
-        for hook in self._hooks:
-            hook.remove()
-
-    def _enter(self, core: Any, given: tuple[Any, ...]) -> None:
-        self._tokens = given[0].shape[1]
-
-    def _counting(self, layer: int) -> Any:
-        def count(router: Router, given: tuple[Any, ...], found: tuple[Any, ...]) -> None:
-            chosen, modality = found[0][: self._tokens], given[1][: self._tokens]
-            counts = self._now[layer]
-            flat = (modality.unsqueeze(1) * counts.shape[1] + chosen).flatten()
-            counts.view(-1).scatter_add_(0, flat, torch.ones_like(flat))
-
-        return count
+        self._tally.close()

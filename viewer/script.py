@@ -2,9 +2,22 @@
 
 from collections.abc import Sequence
 
-from worldmodel.evaluate.scenario import Cue, Scenario, compile_scenario
-from worldmodel.viewer.commands import Advance, Ask, Command, Jump, Live, Rewind, Say
-from worldmodel.viewer.engine import Engine, Snapshot
+from worldmodel.evaluate.cues import Cue, compile_scenario
+from worldmodel.evaluate.scenario import Scenario
+from worldmodel.viewer.commands import (
+    Advance,
+    Ask,
+    Branch,
+    Command,
+    Fork,
+    Jump,
+    Live,
+    Pick,
+    Rewind,
+    Say,
+)
+from worldmodel.viewer.playable import Playable
+from worldmodel.viewer.snapshot import Snapshot
 
 
 class ScriptPlayer:
@@ -20,6 +33,8 @@ class ScriptPlayer:
         self._period_s = period_s
         self._cues: tuple[Cue, ...] | None = None
         self._next = 0
+        self._forked = False
+        self._awaited = 0  # commands that have to be carried out before the end
         self._last_s = float("-inf")
 
     progress = ""
@@ -30,7 +45,7 @@ class ScriptPlayer:
         """The keys of the step in progress."""
         return self._cues[self._next - 1].keys if self._cues and self._next else ()
 
-    def tick(self, engine: Engine, drawn: Snapshot, now_s: float) -> bool:
+    def tick(self, engine: Playable, drawn: Snapshot, now_s: float) -> bool:
         """Go on if it is time. `drawn` is what is on screen. Returns whether the script is over.
 
         Raises:
@@ -43,8 +58,26 @@ class ScriptPlayer:
         if drawn.steps_done < self._next or now_s - self._last_s < self._period_s:
             return False
         if self._next == len(self._cues):
-            return True
+            if self._forked:
+                self._forked, self._awaited = False, drawn.commands_done + 1
+                engine.post(Pick(0))
+            return drawn.commands_done >= self._awaited
         cue = self._cues[self._next]
+        if cue.pick and self._forked:
+            self._forked = False
+            engine.post(Pick(0))
+        if cue.fork:
+            self._forked = True
+            engine.post(Fork(tuple(Branch(branch.keys, branch.say) for branch in cue.fork)))
+        elif not self._forked:
+            self._say(engine, cue)
+        engine.post(Advance(cue.keys))
+        self._next += 1
+        self._last_s = now_s
+        return False
+
+    def _say(self, engine: Playable, cue: Cue) -> None:
+        """Post what comes before the step of a cue."""
         if cue.rewind:
             engine.post(Rewind(cue.rewind))
         if cue.clear:
@@ -53,10 +86,6 @@ class ScriptPlayer:
             engine.post(Say(cue.say))
         for question in cue.ask:
             engine.post(Ask(question))
-        engine.post(Advance(cue.keys))
-        self._next += 1
-        self._last_s = now_s
-        return False
 
 
 class SessionPlayer:
@@ -88,7 +117,7 @@ class SessionPlayer:
         del self._commands[self._next :]
         self._node = ""
 
-    def tick(self, engine: Engine, drawn: Snapshot, now_s: float) -> bool:
+    def tick(self, engine: Playable, drawn: Snapshot, now_s: float) -> bool:
         """Go on if the last command is on screen. Returns whether all is over."""
         if drawn.info is None:
             return False

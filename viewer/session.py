@@ -12,10 +12,13 @@ import numpy as np
 
 from worldmodel.actions import Action
 from worldmodel.errors import UserError
+from worldmodel.evaluate.scenario import Start
 from worldmodel.text import clean_sentence
+from worldmodel.viewer.beside import Beside, Sight
 from worldmodel.viewer.commands import Branch
 from worldmodel.viewer.film import Film
 from worldmodel.viewer.recall import Recall
+from worldmodel.viewer.starts import Context, Reality
 from worldmodel.viewer.tree import Input, Tree
 from worldmodel.world import World
 
@@ -36,7 +39,8 @@ class Moment:
         text: the exact text sent to the model for this frame.
         instruction: the instruction in force, or empty.
         node: number of the frame in the session's tree.
-        branch: 0, or which branch of an open fork it belongs to, from 1.
+        branch: 0, or which branch of an open fork it belongs to, from 1, of how many `branches`.
+        sight: what the real world shows beside it, where there is one; of the current frame only.
     """
 
     number: int
@@ -46,14 +50,8 @@ class Moment:
     instruction: str = ""
     node: int = 0
     branch: int = 0
-
-
-@dataclass(frozen=True)
-class Context:
-    """An own start for a Dream: frames uint8 [n, H, W, 3] and the n-1 actions between them."""
-
-    frames: np.ndarray
-    actions: tuple[Action, ...] = ()
+    branches: int = 0
+    sight: Sight | None = None
 
 
 @dataclass(frozen=True)
@@ -90,21 +88,6 @@ class _Life:
     said: str | None
 
 
-def spread(moments: Sequence[Moment], most: int) -> tuple[Moment, ...]:
-    """Return up to `most` of `moments`, over their whole length, the last one always.
-
-    The spacing in steps is a power of two, so that a growing timeline stands still.
-    """
-    if most < 2 or not moments:
-        return tuple(moments[-1:] if most == 1 else ())
-    *past, now = moments
-    kept, stride = past, 1
-    while len(kept) > most - 1:  # ends: at last only number 0 is left
-        stride *= 2
-        kept = [moment for moment in past if moment.number % stride == 0]
-    return (*kept, now)
-
-
 class Session:
     """A world being played: step, say, rewind, fork, pick, jump, start again.
 
@@ -114,6 +97,10 @@ class Session:
         start: number of the start scene.
         context: an own start instead of a numbered one.
         history_bytes: memory for whole frames.
+        beside: the real world to put beside a Dream, which then begins with its first frame.
+
+    Raises:
+        UserError: a real world that is not there or does not fit.
     """
 
     def __init__(
@@ -122,12 +109,12 @@ class Session:
         start: int = 0,
         context: Context | None = None,
         history_bytes: float | None = None,
+        beside: Reality | None = None,
     ) -> None:
         self.world = world
         self.tree = Tree()
-        self.film = Film(
-            HISTORY_BYTES if history_bytes is None else history_bytes, self.tree.is_stop
-        )
+        room = HISTORY_BYTES if history_bytes is None else history_bytes
+        self.film = Film(room, self.tree.is_stop)
         self.instruction = ""
         self.ended = False
         self.on_recall: Callable[[int, int], None] | None = None
@@ -142,7 +129,12 @@ class Session:
         self._lives: list[_Life] = []
         self._path: list[int] = []
         self._shown: Moment | None = None
-        self.restart()
+        self._beside = Beside(beside, world, self.tree, self.film, room) if beside else None
+        try:
+            self.restart()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def start(self) -> int:
@@ -158,7 +150,8 @@ class Session:
     def now(self) -> Moment:
         """The current frame."""
         if self._shown is None or self._shown.node != self.at:
-            self._shown = self.moment(self.at)
+            sight = self._beside.sight(self.at) if self._beside else None
+            self._shown = replace(self.moment(self.at), sight=sight)
         return self._shown
 
     @property
@@ -169,12 +162,13 @@ class Session:
     @property
     def futures(self) -> tuple[Future, ...]:
         """The branches of the open fork; empty where none is open."""
-        return tuple(
-            Future(life.branch, self.moment(life.at, i), self.tree[life.at].number - self.length)
-            for i, life in enumerate(self._lives, start=1)
-        )
+        found = []
+        for i, life in enumerate(self._lives, start=1):
+            now = replace(self.moment(life.at), branch=i, branches=len(self._lives))
+            found.append(Future(life.branch, now, now.number - self.length))
+        return tuple(found)
 
-    def moment(self, node: int, branch: int = 0) -> Moment:
+    def moment(self, node: int) -> Moment:
         """Return a node with its picture; black where that is gone."""
         given = self.tree[node]
         frame = self.film.whole(node)
@@ -182,11 +176,23 @@ class Session:
             frame = self.film.small(node)
         if frame is None:
             frame = np.zeros((1, 1, 3), np.uint8)
-        return Moment(given.number, frame, given.keys, given.text, given.instruction, node, branch)
+        return Moment(given.number, frame, given.keys, given.text, given.instruction, node)
 
-    def given_start_of(self, node: int) -> bool:
-        """Whether the path to a node begins at a start of its own, instead of a numbered one."""
-        return self.tree.ancestor(node, 0) in self._contexts
+    def start_of(self, node: int) -> Start:
+        """Return what a scenario calls the start of the path to a node.
+
+        Raises:
+            UserError: it has no name for it.
+        """
+        context = self._contexts.get(self.tree.ancestor(node, 0))
+        if context is None:
+            return Start(seed=self.tree[node].start)
+        if context.source is None:
+            raise UserError(
+                "This dream began in the middle of a walk through the real world, which a "
+                "scenario cannot name. The session's file has all of it."
+            )
+        return context.source
 
     def restart(self, offset: int = 0) -> Moment:
         """Begin again, `offset` start scenes further on. The instruction is dropped."""
@@ -199,6 +205,36 @@ class Session:
                 f"The world '{self.world.spec.name}' cannot start from given frames; only an "
                 "imagined world can. Leave world= at 'dream', or start from a seed alone."
             )
+        if self._beside:
+            context = self._beside.begin(start)
+        root = self._begin(start, context)
+        if self._beside:
+            self._beside.root(root)
+        return self.now
+
+    def drop(self) -> Moment:
+        """Let the dream begin anew from the real frames up to now. The instruction is dropped.
+
+        Raises:
+            UserError: there is no real world beside the dream.
+        """
+        beside = self._real()
+        self._part()
+        context, origin = beside.here(self.at)
+        beside.root_here(self._begin(self._start, context), origin)
+        return self.now
+
+    def back(self) -> Moment:
+        """Go back to where the real world waits; if it does not, to where this dream began.
+
+        Raises:
+            UserError: there is no real world beside the dream.
+        """
+        at = self._real().waits_at(self.at)
+        return self.jump(at if at != self.at else self.tree.ancestor(self.at, 0))
+
+    def _begin(self, start: int, context: Context | None) -> int:
+        """Bring the world to a start, as a new one of the tree. Returns its node."""
         frame = _reset(self.world, start, context)
         self._start, self._context = start, context
         root = self.tree.root(start)
@@ -206,20 +242,28 @@ class Session:
             self._contexts[root.id] = context
         self.instruction, self.ended, self._said = "", False, None
         self._arrive(root.id, frame, [root.id])
-        return self.now
+        return root.id
 
     def advance(self, keys: Sequence[str] = ()) -> Moment:
-        """Take one step under `keys`; without any, the instruction drives, else nothing is done."""
+        """Take one step under `keys`; without any, the instruction drives, else nothing is done.
+
+        A recording beside the dream leads where neither keys nor an instruction do.
+        """
         if self.ended:
             raise UserError("The episode has ended; R starts again.")
         action = self._action(keys, self.instruction)
+        if self._beside:
+            if not keys and not self.instruction:
+                action = self._beside.due(self.at) or action
+            self._beside.step(self.at, action, self.instruction)
         step = self.world.step(action)  # type: ignore[arg-type]
         self.ended = step.terminated or step.truncated
-        given = Input(_keys(action), self._said, self.instruction, _denoise_steps(self.world))
-        node = self.tree.grow(self.at, given, step.text)
+        node = self.tree.grow(self.at, self._input(action, self._said), step.text)
         self._said, self._told, self._untold = None, False, None
         self._path.append(node.id)
         self.film.add(node.id, node.number, step.frame)
+        if self._beside:
+            self._beside.settle(node.id)
         return self.now
 
     def say(self, text: str) -> str:
@@ -280,6 +324,8 @@ class Session:
         self._context = self._contexts.get(self.tree.ancestor(target.id, 0))
         self.ended = False
         self._arrive(target.id, self.world.frame, self.tree.path(target.id))  # type: ignore[attr-defined]
+        if self._beside:
+            self._beside.reach(target.id)
         self._told = not untold
         self._tell(self.instruction)  # the past had another one, or none
         self._said = self.instruction if self.instruction or target.instruction else None
@@ -326,7 +372,7 @@ class Session:
             life.dream.denoise_steps = _denoise_steps(world)
         steps = world.batch_step([life.dream for life in lives], actions)
         given = [
-            Input(_keys(action), life.said, life.branch.say, _denoise_steps(world))
+            replace(self._input(action, life.said), instruction=life.branch.say)
             for life, action in zip(lives, actions, strict=True)
         ]
         nodes = self.tree.grow_team(
@@ -355,6 +401,8 @@ class Session:
         self.world = life.dream
         self.instruction, self._said = life.branch.say, life.said
         self._path = self.tree.path(life.at)
+        if self._beside:
+            self._beside.reach(life.at)
         return self.now
 
     def leave(self) -> Moment:
@@ -383,6 +431,22 @@ class Session:
                 break
             frames.append(frame)
         return frames[::-1]
+
+    def close(self) -> None:
+        """Close what the session opened itself: the real world beside the dream."""
+        if self._beside:
+            self._beside.close()
+
+    def _real(self) -> Beside:
+        if not self._beside:
+            raise UserError("No real world is beside this dream; beside=doom would put one there.")
+        return self._beside
+
+    def _input(self, action: Action | None, said: str | None) -> Input:
+        """Return what leads to the next node."""
+        keys = action.keys if action else ()
+        moved = action if action and not action.keys and not action.idle else None
+        return Input(keys, said, self.instruction, _denoise_steps(self.world), moved)
 
     def _part(self) -> None:
         """Leave the fork and remember the world as it is: somebody may want to come back."""
@@ -420,10 +484,6 @@ def _reset(world: World, start: int, context: Context | None) -> np.ndarray:
     if _can(world, "say"):
         world.say(None)  # type: ignore[attr-defined]
     return step.frame
-
-
-def _keys(action: Action | None) -> tuple[str, ...]:
-    return action.keys if action else ()
 
 
 def _denoise_steps(world: World) -> int:

@@ -30,6 +30,8 @@ class Tape:
         self.events: list[dict[str, Any]] = []
         self.num_steps = 0
         self._frames: list[np.ndarray] = []
+        self._real: list[np.ndarray | None] = []
+        self._futures: list[np.ndarray] = []  # of the step of an open fork
         self._keep_frames, self._keep_events = keep_frames, keep_events
         self._fps, self._steady = fps, steady
         self._lock = threading.Lock()
@@ -41,11 +43,27 @@ class Tape:
         with self._lock:
             if self._keep_frames:
                 self._frames.append(moment.frame)
+                sight = moment.sight
+                self._real.append(sight.frame if sight and not sight.waits else None)
             self._note(moment, moment.keys, moment.text)
             self.num_steps += 1
-            if self._video and not moment.branch:  # a fork's futures do not take turns in a film
-                at_s = None if self._steady else time.perf_counter() - self._began_s
-                self._video.add(moment.frame, at_s)
+            self._shoot(moment)
+
+    def _shoot(self, moment: Moment) -> None:
+        """Add a moment to the recording: futures of a fork together, what is real beside it."""
+        if not self._video or moment.branch > moment.branches:  # of how many is not known
+            return
+        if moment.branch == 1:
+            self._futures = []
+        if moment.branch:
+            self._futures.append(moment.frame)
+            frames = self._futures
+        else:
+            sight = moment.sight
+            frames = [sight.frame, moment.frame] if sight else [moment.frame]
+        if len(frames) >= moment.branches and len({frame.shape for frame in frames}) == 1:
+            at_s = None if self._steady else time.perf_counter() - self._began_s
+            self._video.add(*frames, at_s=at_s)
 
     def add_answer(self, moment: Moment, answer: Answer) -> None:
         """Take an answer about the current moment: an event between two steps."""
@@ -58,7 +76,16 @@ class Tape:
             if self.events:
                 self.events[-1]["trust"] = reading.to_json()
 
-    def _note(self, moment: Moment, keys: tuple[str, ...], text: str, **more: str) -> None:
+    def _note(self, moment: Moment, keys: tuple[str, ...], text: str, **more: Any) -> None:
+        if moment.branch:
+            more["branch"] = moment.branch
+        if moment.sight and moment.sight.psnr is not None:
+            more["psnr"] = round(moment.sight.psnr, 2)
+        for name in ("pose_error", "reading_error"):
+            if moment.sight and (error := getattr(moment.sight, name)):
+                more[name] = {"m": round(error[0], 3), "deg": round(error[1], 1)}
+        if moment.sight and moment.sight.waits:
+            more["real"] = moment.sight.waits
         if self._keep_events:
             self.events.append(
                 {
@@ -90,10 +117,16 @@ class Tape:
         return (path, video.frames) if video and path else None
 
     def write_frames(self, path: str | Path) -> None:
-        """Write the kept frames as an NPZ with `frames`, uint8 [steps, H, W, 3]."""
+        """Write the kept frames as an NPZ with `frames`, uint8 [steps, H, W, 3].
+
+        Where a real world was beside them also `real`, of the same shape; black where it waited.
+        """
         if self._frames:
-            frames = np.stack(self._frames)
-            write_whole(path, lambda file: np.savez_compressed(file, frames=frames))
+            kept: dict[str, Any] = {"frames": np.stack(self._frames)}
+            if any(frame is not None for frame in self._real):
+                black = np.zeros_like(self._frames[0])
+                kept["real"] = np.stack([black if f is None else f for f in self._real])
+            write_whole(path, lambda file: np.savez_compressed(file, **kept))
 
 
 def write_whole(path: str | Path, write: Callable[[IO[bytes]], Any]) -> None:

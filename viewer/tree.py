@@ -7,7 +7,9 @@ before it; nothing but that is needed to save a tree (`worldmodel.viewer.journal
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from worldmodel.actions import Action, ActionTable
 from worldmodel.errors import UserError
 
 MAX_NAME = 60
@@ -23,6 +25,7 @@ class Node:
         number: steps since the start.
         start: number of the start scene.
         keys: keys held for it. Without keys the instruction led, or nothing was done.
+        moved: what was done where no keys say it, as in a recording; else None.
         said: the sentence given just before it ('' where one was dropped), None for none.
         instruction: the instruction in force.
         denoise_steps: denoising steps of its frame.
@@ -41,6 +44,7 @@ class Node:
     denoise_steps: int = 0
     text: str = ""
     team: tuple[int, ...] = ()
+    moved: Action | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,14 @@ class Input:
     said: str | None = None
     instruction: str = ""
     denoise_steps: int = 0
+    moved: Action | None = None
+
+
+def action_of(node: Node, table: ActionTable) -> Action | None:
+    """Return what was done in the step to a node; None where the instruction led."""
+    if node.moved:
+        return node.moved
+    return table.press(node.keys) if node.keys or not node.instruction else None
 
 
 class Tree:
@@ -59,6 +71,7 @@ class Tree:
     def __init__(self) -> None:
         self._nodes: list[Node] = []
         self._children: dict[int, list[int]] = {}
+        self._same: dict[Any, Any] = {}  # texts and keys repeat: each is kept once
         self.names: dict[int, str] = {}
         """Names given to nodes, by id."""
 
@@ -156,13 +169,17 @@ class Tree:
             parent,
             before.number + 1,
             before.start,
-            given.keys,
-            given.said,
-            given.instruction,
+            self._once(given.keys),
+            self._once(given.said),
+            self._once(given.instruction),
             given.denoise_steps,
-            text,
+            self._once(text),
             team,
+            given.moved,
         )
+
+    def _once(self, value: Any) -> Any:
+        return self._same.setdefault(value, value)
 
     def _add(self, node: Node) -> Node:
         self._nodes.append(node)

@@ -13,6 +13,7 @@ unlike real frames an imagined one is, and not whether the world would have gone
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,40 +33,15 @@ STARTS = 8
 """Most start contexts that real frames are taken from."""
 
 
-class Passes:
-    """Keeps what a core predicted in its last two denoising passes, and changes nothing."""
-
-    def __init__(self, core: Any) -> None:
-        self._core, draw = core, core.draw
-        self._last: deque[torch.Tensor] = deque(maxlen=2)
-
-        def watched(*given: torch.Tensor) -> torch.Tensor:
-            found = draw(*given)
-            self._last.append(found)
-            return found
-
-        core.draw = watched  # a method and no module, which would have hooks
-
-    def forget(self) -> None:
-        """Begin with a new step."""
-        self._last.clear()
-
-    def apart(self, rows: int) -> np.ndarray | None:
-        """Return the distances [rows] of the two in the first rows; None where one pass ran."""
-        if len(self._last) < 2:
-            return None
-        a, b = (_numpy(self._core.split(x[:rows].float())) for x in self._last)
-        return encoder_distance(a, b)
-
-    def close(self) -> None:
-        """Let go of the core."""
-        del self._core.draw
+Settings = tuple[int, float]
+"""Denoising steps and guidance, on which instability depends."""
 
 
 class Gauge:
-    """Measures the imagined frames of an engine; made once its checkpoint is loaded.
+    """Measures the imagined frames of an engine.
 
-    Making it measures real frames, `calibrate` how the model goes on from them.
+    What is usual for real frames is measured in small pieces of work, which whoever plays does
+    when there is time; frames are read once they are done.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -74,34 +50,43 @@ class Gauge:
         count = len(checkpoint.start_frames)
         picks = np.linspace(0, count - 1, min(count, STARTS)).round().astype(int)
         self._keys = checkpoint.start_keys[picks]
-        frames = checkpoint.start_frames[picks]
-        self._latents = engine.see(frames.reshape(-1, *frames.shape[2:]))
-        shown = engine.show(self._latents)
-        self.round_trip = Level.of(self._back(self._latents, shown))
-        self._latents = self._latents.unflatten(0, frames.shape[:2])  # [S, n, N, C]
-        clips = _moments(engine.core.split(self._latents.flatten(0, 1))).unflatten(
-            0, frames.shape[:2]
-        )
-        clips = clips.mean(1)  # [S, 2, C]
-        self._real = clips.mean(0)
-        others = [torch.cat([clips[:i], clips[i + 1 :]]).mean(0) for i in range(len(clips))]
-        apart = [_apart(clip, rest) for clip, rest in zip(clips, others, strict=True) if count > 1]
-        self.drift = max(float(np.median(apart)) if apart else 0.0, FLOOR)
-        """Distance of a real clip from the other real clips."""
+        self._frames = checkpoint.start_frames[picks]  # [S, n, H, W, 3]
+        self._latents: dict[tuple[int, int], torch.Tensor] = {}  # [1, N, C] by start and number
+        self._trips: list[float] = []
+        self._unrest: list[float] = []
+        self._streams = [Stream() for _ in picks]  # the real frames but the last of each start
+        self._levels: dict[Settings, Level | None] = {}
         self._recent: deque[torch.Tensor] = deque(maxlen=WINDOW)
-        self._levels: dict[tuple[int, float], Level | None] = {}
         self._since = 0
-        self.passes = Passes(engine.core)
+        self._last: deque[torch.Tensor] = deque(maxlen=2)  # predictions
+        engine.watch = self._last.append
+        starts, frames = self._frames.shape[:2]
+        self._todo: deque[partial[None]] = deque(
+            [partial(self._look, s, f) for s in range(starts) for f in range(frames)]
+            + [partial(self._settle)]
+            + [partial(self._tell, s, f) for s in range(starts) for f in range(frames - 1)]
+        )
 
-    def calibrate(self, denoise_steps: int, guidance: float) -> Level | None:
-        """Return the instability of the first frame that is imagined after real ones.
+    def pending(self, settings: Settings) -> str:
+        """Return what kind of work comes next before frames can be read; empty for none."""
+        if not self._todo and settings not in self._levels:
+            starts, frames = self._frames.shape[:2]
+            self._unrest = []
+            if frames < 2 or settings[0] < 2:
+                self._levels[settings] = None  # a single pass, or nothing to go on from
+            else:
+                self._todo.extend(partial(self._imagine, s, settings) for s in range(starts))
+        return self._todo[0].func.__name__ if self._todo else ""
 
-        None where a frame is a single pass, or start contexts are single frames.
-        """
-        settings = denoise_steps, guidance
-        if settings not in self._levels:
-            self._levels[settings] = self._follow_real(denoise_steps, guidance)
-        return self._levels[settings]
+    def work(self) -> None:
+        """Do the next piece of work."""
+        self._last.clear()
+        self._todo.popleft()()
+        self._last.clear()
+
+    def begin(self) -> None:
+        """Get ready for a step."""
+        self._last.clear()
 
     def forget(self) -> None:
         """Begin anew, for instance after a jump: what was recent is no longer the past."""
@@ -110,50 +95,86 @@ class Gauge:
 
     def read(self, dream: Any) -> Reading | None:
         """Take note of the frame that `dream` has just imagined, and measure every fourth."""
-        latent = dream._stream.latent.unsqueeze(0).float()  # frames are all that a World shows
+        latent = dream.latent.unsqueeze(0).float()
         self._recent.append(_moments(self._engine.core.split(latent))[0])
+        settings = dream.denoise_steps, dream.guidance
+        if self.pending(settings):
+            return None
         self._since += 1
         if self._since % EVERY != 1:
             return None
-        unrest = self.passes.apart(1)
-        level = self.calibrate(dream.denoise_steps, dream.guidance) if unrest is not None else None
-        round_trip = float(self._back(latent, dream.frame[None])[0])
+        level, unrest = self._levels[settings], self._apart()
+        round_trip = self._back(latent, dream.frame[None])
         score = self.round_trip.above(round_trip)
-        instability = None if unrest is None else float(unrest[0])
-        if instability is not None and level:
-            score = max(score, level.above(instability))
+        if unrest is not None and level:
+            score = max(score, level.above(unrest))
         drift = _apart(torch.stack(tuple(self._recent)).mean(0), self._real) / self.drift
-        return Reading(round_trip, instability, score, drift)
+        return Reading(round_trip, unrest, score, drift)
 
     def close(self) -> None:
         """Let go of the engine."""
-        self.passes.close()
+        self._engine.watch = None
 
-    def _back(self, latents: torch.Tensor, frames: np.ndarray) -> np.ndarray:
-        """Distances [F] of latents [F, N, C] of the core to those that their frames have."""
-        encoder, core = self._engine.encoder, self._engine.core
-        again = encoder.encode(torch.from_numpy(frames))
-        return encoder_distance(_numpy(core.split(latents.float())), _numpy(again.float()))
+    def _apart(self) -> float | None:
+        """Return the distance of the last two predictions; None where one pass ran.
 
-    def _follow_real(self, denoise_steps: int, guidance: float) -> Level | None:
-        """Imagine the last frame of each start context from the real ones before it."""
-        engine, (starts, frames) = self._engine, self._latents.shape[:2]
-        if frames < 2 or denoise_steps < 2:
+        Those with the words count, which come first in the batch.
+        """
+        if len(self._last) < 2:
             return None
-        table, tokenizer = engine.checkpoint.spec.actions, engine.checkpoint.tokenizer
-        texts = [[table.text(table.from_mask(int(mask))) for mask in row] for row in self._keys]
-        streams = [Stream() for _ in range(starts)]
-        told: list[Sequence[int]] = [[] for _ in range(starts)]
-        noise = torch.cat([engine.noise(0, i, 0) for i in range(starts)], dim=1)
-        for i in range(frames - 1):
-            streams = engine.follow(streams, told, noise, given=self._latents[:, i])
-            told = [tokenizer.encode(row[i]) for row in texts]
-        self.passes.forget()
-        engine.follow(
-            streams, told, noise, denoise_steps=denoise_steps, guidance=[guidance] * starts
-        )
-        apart = self.passes.apart(starts)
-        return None if apart is None else Level.of(apart)
+        a, b = (_numpy(self._engine.core.split(x[:1].float())) for x in self._last)
+        return float(encoder_distance(a, b)[0])
+
+    def _back(self, latent: torch.Tensor, frame: np.ndarray) -> float:
+        """Distance of a latent [1, N, C] of the core to the one that its frame [1, H, W, 3] has."""
+        encoder, core = self._engine.encoder, self._engine.core
+        again = encoder.encode(torch.from_numpy(frame))
+        return float(encoder_distance(_numpy(core.split(latent.float())), _numpy(again.float()))[0])
+
+    # The pieces of work.
+
+    def _look(self, start: int, number: int) -> None:
+        """See a real frame, and how it comes back."""
+        latent = self._engine.see(self._frames[start, number][None])
+        self._latents[start, number] = latent
+        self._trips.append(self._back(latent, self._engine.show(latent)))
+
+    def _settle(self) -> None:
+        """Say what is usual for the real frames."""
+        self.round_trip = Level.of(self._trips)
+        starts, frames = self._frames.shape[:2]
+        latents = torch.cat([self._latents[s, f] for s in range(starts) for f in range(frames)])
+        clips = _moments(self._engine.core.split(latents)).unflatten(0, (starts, frames)).mean(1)
+        self._real = clips.mean(0)  # [2, C]
+        others = [torch.cat([clips[:i], clips[i + 1 :]]).mean(0) for i in range(starts)]
+        apart = [_apart(clip, rest) for clip, rest in zip(clips, others, strict=True) if starts > 1]
+        self.drift = max(float(np.median(apart)) if apart else 0.0, FLOOR)
+        """Distance of a real clip from the other real clips."""
+
+    def _tell(self, start: int, number: int) -> None:
+        """Give a real frame to the model, and what was done before it."""
+        latent = self._latents[start, number]
+        self._streams[start] = self._follow(start, number, given=latent)
+
+    def _imagine(self, start: int, settings: Settings) -> None:
+        """Imagine the last frame of a start from the real ones before it."""
+        last = self._frames.shape[1] - 1
+        steps, guidance = settings
+        self._follow(start, last, denoise_steps=steps, guidance=[guidance])
+        unrest = self._apart()
+        assert unrest is not None
+        self._unrest.append(unrest)
+        if len(self._unrest) == len(self._streams):
+            self._levels[settings] = Level.of(self._unrest)
+
+    def _follow(self, start: int, number: int, **how: Any) -> Stream:
+        table, tokenizer = self._engine.checkpoint.spec.actions, self._engine.checkpoint.tokenizer
+        told: Sequence[int] = []
+        if number:
+            action = table.from_mask(int(self._keys[start, number - 1]))
+            told = tokenizer.encode(table.text(action))
+        noise = self._engine.noise(0, start, 0)
+        return self._engine.follow([self._streams[start]], [told], noise, **how)[0]
 
 
 def _moments(latents: torch.Tensor) -> torch.Tensor:

@@ -12,23 +12,20 @@ import pygame
 from worldmodel.errors import UserError
 from worldmodel.text import clean_sentence, is_question
 from worldmodel.viewer.commands import (
+    BY_NAME,
     Advance,
     Ask,
     Branch,
-    Denoise,
-    Experts,
     Fork,
     Leave,
     Look,
     Name,
     Pause,
     Pick,
-    Restart,
     Rewind,
     Say,
 )
 from worldmodel.viewer.draw import aspect_of, draw, thumbs
-from worldmodel.viewer.engine import Engine, Snapshot
 from worldmodel.viewer.forkview import branch_at, first_branches, toggled
 from worldmodel.viewer.keep import Keeper
 from worldmodel.viewer.keys import Binding, Keymap
@@ -37,7 +34,9 @@ from worldmodel.viewer.mapmode import MapMode
 from worldmodel.viewer.meter import Stats
 from worldmodel.viewer.pad import BUTTONS, Pad, Pads
 from worldmodel.viewer.phrases import fitting
+from worldmodel.viewer.playable import Playable
 from worldmodel.viewer.script import ScriptPlayer, SessionPlayer
+from worldmodel.viewer.snapshot import Snapshot
 from worldmodel.viewer.tape import Tape
 from worldmodel.viewer.textbox import Typist
 from worldmodel.viewer.view import Face, ViewState
@@ -86,7 +85,7 @@ class Window:
         self._pad, self._pads = Pad(), Pads()
         self._map: MapMode | None = None
         self._forked: tuple[Branch, ...] = ()  # keys of the last fork
-        self._help = False
+        self._help, self._apart = False, False
         self._notice, self._notice_s = "", 0.0
         self._drawn = Snapshot(serial=-1)
         self._drawn_s = 0.0
@@ -110,7 +109,7 @@ class Window:
         """Make `run` return."""
         self._done = True
 
-    def run(self, engine: Engine) -> None:
+    def run(self, engine: Playable) -> None:
         """Show `engine` until the window is closed or the script is over."""
         self._draw(engine)
         engine.start()
@@ -133,7 +132,7 @@ class Window:
             self._keymap = Keymap(table, self._face.bindings, self._keys_given)
             self._typist.phrases = snapshot.info.phrases
 
-    def _go_on(self, engine: Engine) -> None:
+    def _go_on(self, engine: Playable) -> None:
         """Take the script's next step, and leave where there is nothing to wait for."""
         snapshot = self._drawn
         hopeless = self._player or (isinstance(snapshot.failure, UserError) and not snapshot.now)
@@ -147,7 +146,7 @@ class Window:
 
     # Drawing
 
-    def _needs_drawing(self, engine: Engine) -> bool:
+    def _needs_drawing(self, engine: Playable) -> bool:
         if self._stale or engine.snapshot.serial != self._drawn.serial:
             return True
         now_s = time.perf_counter()
@@ -161,7 +160,7 @@ class Window:
         )
         return bool(moving) and now_s - self._drawn_s > ANIMATION_S
 
-    def _draw(self, engine: Engine) -> None:
+    def _draw(self, engine: Playable) -> None:
         snapshot, now_s = engine.snapshot, time.perf_counter()
         if self._notice and now_s - self._notice_s > NOTICE_S:
             self._notice = ""
@@ -183,6 +182,7 @@ class Window:
             face=self._face,
             hints=self._hints(snapshot),
             smooth=self._smooth,
+            apart=self._apart,
             now_s=now_s,
         )
         surface = pygame.display.get_surface()
@@ -204,7 +204,7 @@ class Window:
 
     # Events
 
-    def _handle(self, engine: Engine, event: pygame.event.Event) -> None:
+    def _handle(self, engine: Playable, event: pygame.event.Event) -> None:
         if event.type in (pygame.NOEVENT, self._wake_event):
             return
         if event.type in (pygame.QUIT, pygame.WINDOWCLOSE):
@@ -233,7 +233,7 @@ class Window:
             return  # nothing on screen follows the mouse
         self._stale = True
 
-    def _key_down(self, engine: Engine, event: pygame.event.Event, repeated: bool) -> None:
+    def _key_down(self, engine: Playable, event: pygame.event.Event, repeated: bool) -> None:
         name = pygame.key.name(event.key)
         if self._typist.box.open:
             self._edit(engine, event, name)
@@ -254,25 +254,20 @@ class Window:
             if binding and (binding.repeats or not repeated):
                 self._command(engine, binding)
 
-    def _command(self, engine: Engine, binding: Binding) -> None:
+    def _command(self, engine: Playable, binding: Binding) -> None:
         if isinstance(self._player, SessionPlayer) and binding.name == "pause":
             self._player.stop()
         if self._player and binding.name not in ("quit", "help", "fullscreen", "smooth"):
             return
+        if sentence := self._face.missing.get(binding.name):
+            self.tell(sentence)
+            return
         match binding.name:
             case "say":
                 self._open_box(engine, binding)
-            case "clear":
-                engine.post(Say(""))
-            case "pause":
-                engine.post(Pause())
             case "step":
                 engine.post(Pause(True))
                 engine.post(Advance(self._keys()))
-            case "rewind":
-                engine.post(Rewind(1))
-            case "restart" | "next" | "previous":
-                engine.post(Restart({"restart": 0, "next": 1, "previous": -1}[binding.name]))
             case "fork":
                 self._fork(engine)
             case "map":
@@ -284,20 +279,20 @@ class Window:
                     engine.post(Look(partial(self._keeper.clip, tell=self.tell)))
             case "record":
                 self._toggle_recording()
-            case "finer" | "faster":
-                engine.post(Denoise(finer=binding.name == "finer"))
-            case "experts":
-                engine.post(Experts())
             case "smooth":
                 self._smooth = not self._smooth
             case "help":
                 self._help = not self._help
             case "fullscreen":
                 self._toggle_fullscreen()
+            case "difference":
+                self._apart = not self._apart
             case "quit":
                 self._done = True
+            case name:
+                engine.post(BY_NAME[name])
 
-    def _pad_event(self, engine: Engine, event: pygame.event.Event) -> None:
+    def _pad_event(self, engine: Playable, event: pygame.event.Event) -> None:
         """Drive by a gamepad; its buttons take futures, go to places, or are commands."""
         if self._player:
             return
@@ -322,13 +317,13 @@ class Window:
         pad = (ways[arrow] for arrow in self._pad.arrows if arrow in ways)
         return tuple(sorted({*self._held.values(), *pad}))
 
-    def _release(self, engine: Engine) -> None:
+    def _release(self, engine: Playable) -> None:
         """Let go of all keys: their KEYUP will go elsewhere."""
         self._down.clear()
         self._held.clear()
         engine.hold(())
 
-    def _click(self, engine: Engine, at: tuple[int, int]) -> None:
+    def _click(self, engine: Playable, at: tuple[int, int]) -> None:
         if not self._layout or self._drawn.now is None:
             return
         aspect = aspect_of(self._drawn)
@@ -349,7 +344,7 @@ class Window:
 
     # Fork and map
 
-    def _fork(self, engine: Engine) -> None:
+    def _fork(self, engine: Playable) -> None:
         """Open a fork, or the open one anew."""
         if self._drawn.info is None:
             return
@@ -359,7 +354,7 @@ class Window:
         self._release(engine)
         engine.post(Fork(open_now or (again if self._forked else first)))
 
-    def _fork_key(self, engine: Engine, event: pygame.event.Event, repeated: bool) -> bool:
+    def _fork_key(self, engine: Playable, event: pygame.event.Event, repeated: bool) -> bool:
         """Take a key of the fork. Returns whether it was one."""
         name = pygame.key.name(event.key)
         digit = name.strip("[]")
@@ -380,12 +375,12 @@ class Window:
             return False
         return True
 
-    def _open_map(self, engine: Engine) -> None:
+    def _open_map(self, engine: Playable) -> None:
         if self._drawn.now is not None:
             self._release(engine)
             self._map = MapMode(engine, self._drawn)
 
-    def _map_key(self, engine: Engine, name: str, char: str = "") -> None:
+    def _map_key(self, engine: Playable, name: str, char: str = "") -> None:
         assert self._map is not None
         binding = self._map.key(engine, self._keymap, name, char)
         if name == "n":
@@ -399,7 +394,7 @@ class Window:
         if not self._map.open:
             self._map = None
 
-    def _save(self, engine: Engine, node: int | None) -> None:
+    def _save(self, engine: Playable, node: int | None) -> None:
         if self._keeper:
             engine.post(Look(partial(self._keeper.save, node=node)))
 
@@ -436,7 +431,7 @@ class Window:
 
     # The text box
 
-    def _open_box(self, engine: Engine, binding: Binding | None, label: str = "") -> None:
+    def _open_box(self, engine: Playable, binding: Binding | None, label: str = "") -> None:
         if self._drawn.info is None or not self._says:
             return
         self._release(engine)
@@ -447,7 +442,7 @@ class Window:
         self._typist.close()
         pygame.key.stop_text_input()
 
-    def _edit(self, engine: Engine, event: pygame.event.Event, name: str) -> None:
+    def _edit(self, engine: Playable, event: pygame.event.Event, name: str) -> None:
         if self._typist.box.composing:  # the keys belong to the input method
             return
         if name == "escape":
@@ -469,7 +464,7 @@ class Window:
         except UserError:  # control characters only, or far too long
             return 0
 
-    def _send(self, engine: Engine) -> None:
+    def _send(self, engine: Playable) -> None:
         """Give the sentence to the model; one that is too long stays in the box."""
         text = self._typist.box.text
         if self._typist.box.label:

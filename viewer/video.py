@@ -37,22 +37,24 @@ class VideoWriter:
         self.frames = 0
         self._part = self.path.with_name(f"{self.path.stem}.part.mp4")
         self._fps = max(1.0, fps)
-        self._queue: queue.Queue[tuple[np.ndarray, float] | None] = queue.Queue(maxsize=256)
+        self._queue: queue.Queue[tuple[Sequence[np.ndarray], float] | None]
+        self._queue = queue.Queue(maxsize=256)
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="video", daemon=True)
         self._thread.start()
 
-    def add(self, frame: np.ndarray, at_s: float | None = None) -> None:
-        """Append a frame, uint8 RGB [H, W, 3].
+    def add(self, *frames: np.ndarray, at_s: float | None = None) -> None:
+        """Append a picture of one frame, uint8 RGB [H, W, 3], or of several side by side.
 
         Args:
-            frame: the picture; it must not be changed afterwards.
+            frames: of one size; they must not be changed afterwards. Those of the first picture
+                decide the size of all, see `mosaic`.
             at_s: seconds since the recording began; by default one frame interval after the
                 previous frame.
         """
         at_s = self.frames / self._fps if at_s is None else at_s
         self.frames += 1
-        self._queue.put((frame, at_s))
+        self._queue.put((frames, at_s))
 
     def close(self) -> Path | None:
         """Finish the file. Returns its path, or None if no frame came.
@@ -82,11 +84,15 @@ class VideoWriter:
 
         options = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
         with av.open(str(self._part), "w", format="mp4", options=options) as container:
-            stream = _add_stream(container, item[0].shape, self._fps)
+            height, width = item[0][0].shape[:2]
+            factor = max(1, -(-MIN_SIDE // min(height, width)))
+            size = height * factor, width * factor * min(2, len(item[0]))
+            stream = _add_stream(container, size, self._fps)
             last = -1
             while item is not None:
-                frame, at_s = item
-                picture = av.VideoFrame.from_ndarray(_enlarge(frame), format="rgb24")
+                frames, at_s = item
+                cut = mosaic(frames, size)[: stream.height, : stream.width]
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(cut), format="rgb24")
                 last = max(last + 1, round(at_s * 1000))  # time stamps must grow
                 picture.pts, picture.time_base = last, MILLI
                 container.mux(stream.encode(picture))
@@ -124,7 +130,37 @@ def write_strip(file: IO[bytes], frames: Sequence[np.ndarray]) -> None:
     Image.fromarray(strip.repeat(factor, axis=0).repeat(factor, axis=1)).save(file, "PNG")
 
 
-def _add_stream(container: Any, shape: tuple[int, ...], fps: float) -> Any:
+def mosaic(frames: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Return frames side by side, in as many rows as shows them largest, on black.
+
+    Args:
+        frames: uint8 [H, W, 3], of one size; they are enlarged by whole factors.
+        size: height and width of the picture.
+
+    Returns:
+        uint8 [*size, 3].
+    """
+    height, width = frames[0].shape[:2]
+
+    def scale(columns: int) -> float:
+        rows = -(-len(frames) // columns)
+        return min(size[0] / (rows * height), size[1] / (columns * width))
+
+    columns = max(range(1, len(frames) + 1), key=scale)
+    factor = scale(columns)
+    factor = int(factor) if factor >= 1 else factor
+    tall, wide = max(1, int(height * factor)), max(1, int(width * factor))
+    down, across = np.arange(tall) * height // tall, np.arange(wide) * width // wide
+    rows = -(-len(frames) // columns)
+    top, left = (size[0] - rows * tall) // 2, (size[1] - columns * wide) // 2
+    picture = np.zeros((*size, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        y, x = top + i // columns * tall, left + i % columns * wide
+        picture[y : y + tall, x : x + wide] = frame[down][:, across]
+    return picture
+
+
+def _add_stream(container: Any, size: tuple[int, int], fps: float) -> Any:
     import av
 
     codec = next(name for name in CODECS if name in av.codecs_available)
@@ -136,21 +172,10 @@ def _add_stream(container: Any, shape: tuple[int, ...], fps: float) -> Any:
     stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1000))
     stream.options = options
     stream.pix_fmt = "yuv420p"
-    stream.height, stream.width = (side * _factor(shape) for side in shape[:2])
-    stream.height, stream.width = stream.height & ~1, stream.width & ~1  # yuv420p wants even
+    stream.height, stream.width = (side & ~1 for side in size)  # yuv420p wants even
     stream.codec_context.time_base = MILLI
     stream.codec_context.gop_size = max(1, round(fps))
     return stream
-
-
-def _factor(shape: tuple[int, ...]) -> int:
-    return max(1, -(-MIN_SIDE // min(shape[:2])))
-
-
-def _enlarge(frame: np.ndarray) -> np.ndarray:
-    factor = _factor(frame.shape)
-    large = frame.repeat(factor, axis=0).repeat(factor, axis=1)
-    return np.ascontiguousarray(large[: large.shape[0] & ~1, : large.shape[1] & ~1])
 
 
 def _defragment(part: Path, path: Path) -> None:

@@ -1,10 +1,10 @@
 """Everything on screen at one instant, as one value."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from worldmodel.viewer.engine import Snapshot
-from worldmodel.viewer.keys import BINDINGS, Binding
+from worldmodel.viewer.keys import BESIDE_BINDINGS, BINDINGS, Binding
 from worldmodel.viewer.textbox import TextBox
 
 
@@ -19,6 +19,7 @@ class Face:
         sent: label of the text of the last action.
         line: gives the text of the sentence's box while it is empty.
         about: gives the line under the world's name; None for the start's number.
+        missing: what is said instead of doing a command, by its name.
     """
 
     bindings: tuple[Binding, ...] = BINDINGS
@@ -33,6 +34,14 @@ class Face:
     sent: str = "SENT"
     line: Callable[[], str] = lambda: "Enter: say what is to happen, or ask: what is ahead?"
     about: Callable[[], str] | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+
+BESIDE_FACE = Face(
+    bindings=(*BINDINGS, *BESIDE_BINDINGS),
+    hints=(("drop", "dream on"), ("back", "back"), ("difference", "difference"), ("help", "help")),
+)
+"""For driving a dream beside the real world."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class ViewState:
         face: what the window does and says.
         hints: keys with a word each, at the foot of the panel.
         smooth: whether the frame is enlarged smoothly.
+        apart: whether the map of the difference to the real world is shown.
         now_s: `time.perf_counter`, for what moves.
     """
 
@@ -75,4 +85,5 @@ class ViewState:
     face: Face = field(default_factory=Face)
     hints: tuple[tuple[str, str], ...] = ()
     smooth: bool = True
+    apart: bool = False
     now_s: float = 0.0

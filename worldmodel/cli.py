@@ -7,6 +7,7 @@ verb's package is imported only when the verb is called.
 
 import dataclasses
 import importlib
+import itertools
 import os
 import sys
 import textwrap
@@ -23,12 +24,20 @@ CONF = Path(__file__).parent / "conf"
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """Where a verb lives: its function and the dataclass that it takes."""
+    """Where a verb lives: its function and the dataclass that it takes.
+
+    Attributes:
+        does: what it does, for the overview.
+        main: the function. config: its dataclass.
+        commands: whether its first word may be a command, as in `data info`.
+        listed: a setting that may be said as a word with a list after it: `eval compare A B`.
+    """
 
     does: str
     main: str
     config: str | None = None
     commands: bool = False
+    listed: str = ""
 
 
 VERBS = {
@@ -36,6 +45,11 @@ VERBS = {
         "drive the imagined world with keys and sentences",
         "worldmodel.viewer.app:main",
         "worldmodel.viewer.config:PlayConfig",
+    ),
+    "serve": Verb(
+        "let people play from other machines and in browsers",
+        "worldmodel.viewer.serve:main",
+        "worldmodel.viewer.serve_config:ServeConfig",
     ),
     "collect": Verb(
         "let a policy play a world and store what it sees",
@@ -57,6 +71,7 @@ VERBS = {
         "measure a checkpoint on held-out levels",
         "worldmodel.evaluate.run:main",
         "worldmodel.evaluate.config:EvalConfig",
+        listed="compare",
     ),
     "plan": Verb(
         "reach goals by planning in the imagination",
@@ -105,8 +120,19 @@ def _run(words: list[str]) -> int:
         return _resolve(verb.main)()
     if verb.commands and rest and "=" not in rest[0]:
         rest[0] = f"command={rest[0]}"
+    if verb.listed and rest[:1] == [verb.listed]:
+        rest = _as_list(name, *rest)
     config = compose(name, rest, _resolve(verb.config))
     return _resolve(verb.main)(config)
+
+
+def _as_list(verb: str, key: str, *words: str) -> list[str]:
+    """Return `KEY A B ...` as the setting KEY=[A,B], and the settings that follow."""
+    items = list(itertools.takewhile(lambda word: "=" not in word, words))
+    if not items:
+        raise UserError(f"What to {key} is missing, for instance: worldmodel {verb} {key} A B.")
+    quoted = ("'" + item.replace("'", "\\'") + "'" for item in items)
+    return [f"{key}=[{','.join(quoted)}]", *words[len(items) :]]
 
 
 def collect(config: Any) -> int:

@@ -42,6 +42,9 @@ OPTIONAL = (
     Need("trimesh", "trimesh", "the scenes of habitat:rooms", "pip install 'worldmodel[habitat]'"),
     Need("transformers", "transformers", "SigLIP 2 and DINOv2", "pip install 'worldmodel[hub]'"),
     Need("diffusers", "diffusers", "pretrained VAEs", "pip install 'worldmodel[hub]'"),
+    Need("lpips", "lpips", "the metric LPIPS", "pip install 'worldmodel[metrics]'"),
+    Need("torch-fidelity", "torch_fidelity", "the metric FID", "pip install 'worldmodel[metrics]'"),
+    Need("dreamsim", "dreamsim", "the metric DreamSim", "pip install 'worldmodel[metrics]'"),
 )
 
 

@@ -35,6 +35,7 @@ class Dream:
     Attributes:
         denoise_steps: network passes a frame; 1, 2 or 4 are trained for, more is slower.
         guidance: strength of action text and instruction, 1 for plain; see `STILL_GUIDANCE`.
+        history: states that are kept to go back to; forks keep as many.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Dream:
         self.denoise_steps = denoise_steps
         self.guidance = guidance
         self.device_reason = device_reason
+        self.history = MAX_HISTORY
         self._seed = seed  # of the noise, for the life of the dream
         self._number = 0  # which start; takes part in the noise, so that each has its own
         self._streams: list[Stream] = []
@@ -114,6 +116,12 @@ class Dream:
     def frame(self) -> np.ndarray:
         """The current frame, uint8 [H, W, 3]."""
         return self._stream.frame
+
+    @property
+    def latent(self) -> torch.Tensor:
+        """The current frame as it was imagined, [N, C] in the core's grid."""
+        assert self._stream.latent is not None
+        return self._stream.latent
 
     @property
     def instruction(self) -> str:
@@ -205,7 +213,7 @@ class Dream:
         ):
             said = " ".join(part for part in (stream.instruction, text) if part)
             dream._streams.append(replace(stream, frame=frame, text=said))
-            del dream._streams[:-MAX_HISTORY]
+            del dream._streams[: -dream.history]
             steps.append(Step(frame, text=said))
         return steps
 
@@ -224,7 +232,7 @@ class Dream:
                 self.engine, self.denoise_steps, self.guidance, self._seed, self.device_reason
             )
             copy._streams, copy._start = list(self._streams), self._start
-            copy._number = self._number
+            copy._number, copy.history = self._number, self.history
             copies.append(copy)
         return copies
 
@@ -349,8 +357,7 @@ class Dream:
 
     def _seen(self) -> list[Stream]:
         """The current frame as the only thing that was ever seen."""
-        assert self._stream.latent is not None
-        return look(self.engine, self._stream.latent.unsqueeze(0))
+        return look(self.engine, self.latent.unsqueeze(0))
 
     def _say(
         self, streams: Sequence[Stream], prompts: Sequence[str], sampling: SamplingOptions

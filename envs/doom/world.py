@@ -11,6 +11,7 @@ import vizdoom
 
 from worldmodel.actions import Action, ActionRow, ActionTable
 from worldmodel.envs.doom import wad
+from worldmodel.envs.doom.leash import write_launcher
 from worldmodel.envs.doom.levels import KINDS, SPLITS, UNITS_PER_METRE, Level, make_level
 from worldmodel.envs.doom.textures import THEMES
 from worldmodel.envs.scratch import Scratch
@@ -236,6 +237,9 @@ _KIND_OF = {kind.actor: n for n, kind in enumerate(KINDS)}
 def _start(path: Path, scratch: Scratch, native: int, seed: int) -> Any:
     """Return a running engine on the level at `path`."""
     game = vizdoom.DoomGame()
+    engine = str(Path(vizdoom.__file__).with_name("vizdoom"))
+    if launcher := write_launcher(scratch.path / "engine", engine):
+        game.set_vizdoom_path(launcher)
     game.set_doom_scenario_path(str(path))
     game.set_doom_config_path(str(scratch.path / "engine.ini"))
     game.set_doom_map(wad.MAP)
