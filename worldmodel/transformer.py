@@ -7,9 +7,9 @@ layer, read as the clean latent (x-prediction) or the velocity towards it (v-pre
 Everything that makes it causal is in the mask.
 
 Motion is local: most of a frame is the last frame, moved. So convolutions around the blocks see it
-beside the frame's latents (`worldmodel.unet`; docs/decisions/0007), or a token sees the latents around
-its place and moves them (`worldmodel.motion`; docs/decisions/0006). The
-choices that the paper compares are values of `CoreConfig`; docs/model.md has their equations.
+beside the frame's latents (`worldmodel.unet`; docs/decisions/0007), or a token sees the latents
+around its place and moves them (`worldmodel.motion`; docs/decisions/0006). The choices that the
+paper compares are values of `CoreConfig`; docs/model.md has their equations.
 
 Shapes: B rows, L tokens, D width, N tokens a frame, C latent channels a token.
 """

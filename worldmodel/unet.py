@@ -1,12 +1,13 @@
 """Latents to tokens and back by convolutions, around the transformer.
 
-Where `merge` joins latents, a token would have to say in one linear layer what several latents look
-like. Instead a few convolutions run at the latents' own resolution before the blocks and behind them,
-and what the first found goes past the blocks to the second, as in a U-Net. After the U-Net blocks of
-Transfusion (arXiv 2408.11039), whose gain over linear layers grows with fewer tokens a frame.
+Where `merge` joins latents, a token would have to say in one linear layer what several latents
+look like. Instead a few convolutions run at the latents' own resolution before the blocks and
+behind them, and what the first found goes past the blocks to the second, as in a U-Net. After the
+U-Net blocks of Transfusion (arXiv 2408.11039), whose gain over linear layers grows with fewer
+tokens a frame.
 
-Shapes: F frames, N tokens a frame of C channels, n latents a frame of c channels, m = merge; D width
-of the transformer, K = D / 2 of the convolutions.
+Shapes: F frames, N tokens a frame of C channels, n latents a frame of c channels, m = merge; D
+width of the transformer, K = D / 2 of the convolutions.
 """
 
 from typing import TYPE_CHECKING
@@ -54,7 +55,8 @@ class UNet(nn.Module):
         """Down to the tokens.
 
         Args:
-            latents, before: [F, N, C] noised latents, and those of the last frame as shown.
+            latents: [F, N, C] noised latents.
+            before: [F, N, C] those of the last frame as shown.
             condition: [F, D] what the core knows of the signal level.
 
         Returns:

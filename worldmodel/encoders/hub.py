@@ -31,7 +31,7 @@ def library(name: str, kind: str) -> ModuleType:
         UserError: it is not installed, or does not go together with the installed torch.
     """
     try:
-        _repair_torchvision()
+        repair_torchvision()
         module = importlib.import_module(name)
         if name in _PARTS:
             getattr(module, _PARTS[name])
@@ -118,7 +118,7 @@ def _download(source: str, kind: str, weights: tuple[str, ...]) -> Path:
         ) from None
 
 
-def _repair_torchvision() -> None:
+def repair_torchvision() -> None:
     """Let `import torchvision` succeed where its compiled part does not fit the installed torch.
 
     With a torch for CPUs and a torchvision for CUDA, the import fails on the operator nms, and the
