@@ -20,6 +20,11 @@ VIDEO_ERRORS = (FFmpegError, OSError, ValueError, IndexError)  # of files that a
 _GAP_S = 10.0  # a longer gap between two frames is a broken time stamp, not a still picture
 
 
+def makes_h264() -> bool:
+    """Return whether this build of FFmpeg has H.264; browsers play nothing else that we write."""
+    return CODECS[0] in av.codecs_available
+
+
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float, quality: int = 12) -> int:
     """Write frames as an MP4 that appears at `path` once it is whole.
 

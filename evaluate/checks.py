@@ -1,7 +1,7 @@
 """Checks: is a skill there? Each is a plain function of frames, with a score that is 1 at best.
 
 A score compares what was seen with itself (still, returns, stops, brightness, brightens, same)
-or with what the real world shows under the same keys (differs, follows). "Distance" is the
+or with what the real world shows under the same keys (goes_on, differs, follows). "Distance" is the
 `encoder_distance` of two frames; a frame of noise, see `Ground.sharpest`, is as far from
 everything as unrelated frames are, which is 1.
 
@@ -127,6 +127,17 @@ def stops(seen: Seen, ground: Ground, settings: Settings) -> np.ndarray:
     return ((early - _late(change, 4)) / np.maximum(early, least)).mean(axis=1)
 
 
+def goes_on(seen: Seen, ground: Ground, settings: Settings) -> np.ndarray:
+    """Return the ratio of the change from frame to frame and the real one, smaller to larger.
+
+    Both of the second half: there a walk may be at an end, or behind a door. Noise does not walk.
+    """
+    assert ground.real is not None
+    walk = np.where(seen.views[:, :, 1:], _changes(seen), 0)
+    late, real = _late(walk, 2), _late(_changes(ground.real), 2)
+    return (np.minimum(late, real) / np.maximum(np.maximum(late, real), 1e-9)).mean(axis=1)
+
+
 def brightness(seen: Seen, ground: Ground, settings: Settings) -> np.ndarray:
     """Return the ratio of the brightness at the end and at the start, the smaller to the larger.
 
@@ -193,6 +204,9 @@ RULES: Mapping[str, Rule] = {
     "still": Rule(still, "the frames of the second half with the first one"),
     "returns": Rule(returns, "the last frame with the first one, against the way that was gone"),
     "stops": Rule(stops, "the change from frame to frame at the end with that at first"),
+    "goes_on": Rule(
+        goes_on, "the change from frame to frame in the second half with the real one", world=True
+    ),
     "brightness": Rule(brightness, "the light of the second half with that of the start", 2 / 3),
     "brightens": Rule(brightens, "the light at the end with the start's and an average place's"),
     "same": Rule(same, "the second branch with the first", branches=2),

@@ -1,14 +1,40 @@
-"""Scorecards side by side: what differs, and whether the intervals still overlap."""
+"""Scorecards side by side: what differs, how surely, and whether they can be compared at all."""
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from worldmodel.errors import UserError
-from worldmodel.evaluate.report import page
+from worldmodel.evaluate.metrics import estimate
 from worldmodel.evaluate.scorecard import Metric, Scorecard
+
+LETTERS = "ABCDEFGHIJ"
+"""What scorecards are called beside each other."""
+
+ENOUGH = 6
+"""Clips or starts that a sure change takes: five all go one way by chance in 6 % of cases."""
+
+_SAME = ("store", "split", "seed", "device", "dtype", "version", "commit")
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a metric differs from that of the first scorecard.
+
+    Attributes:
+        value: the difference; NaN where one of the two is missing.
+        low, high: its 95 % interval, where both were measured on the same clips; else NaN.
+        sure: whether that interval leaves out 0; without one, whether the two metrics' own
+            intervals do not overlap, which asks for more. Never of fewer than `ENOUGH` clips.
+    """
+
+    value: float
+    low: float
+    high: float
+    sure: bool
 
 
 @dataclass(frozen=True)
@@ -16,28 +42,41 @@ class Difference:
     """One metric in all scorecards.
 
     Attributes:
-        name: of the metric, with its horizon.
+        name, horizon: of the metric.
         found: the metric in each scorecard; None where one lacks it.
-        changes: of each but the first: its value less the first one's, NaN where one is missing.
-        apart: of each but the first: whether its interval and the first one's do not overlap.
+        changes: of each scorecard but the first.
         better: 'higher', 'lower' or ''.
     """
 
     name: str
+    horizon: int | None
     found: tuple[Metric | None, ...]
-    changes: tuple[float, ...]
-    apart: tuple[bool, ...]
+    changes: tuple[Change, ...]
     better: str
+
+    @property
+    def label(self) -> str:
+        """The name with the horizon."""
+        return self.name if self.horizon is None else f"{self.name} at {self.horizon}"
+
+    def good(self, change: Change) -> bool | None:
+        """Whether a change is surely for the better, or the worse; None where neither is known."""
+        if not (change.sure and self.better):
+            return None
+        return (change.value > 0) == (self.better == "higher")
 
 
 def load_cards(places: Sequence[str]) -> list[Scorecard]:
     """Return scorecards from files, or from folders that hold a scorecard.json.
 
     Raises:
-        UserError: fewer than two, or one that is not there or no scorecard.
+        UserError: fewer than two, or too many, or one that is not there or no scorecard.
     """
-    if len(places) < 2:
-        raise UserError("To compare takes two scorecards or more: compare=[A,B].")
+    if not 2 <= len(places) <= len(LETTERS):
+        raise UserError(
+            f"To compare takes two scorecards or more, at most {len(LETTERS)}: "
+            "worldmodel eval compare A B."
+        )
     paths = [Path(place) for place in places]
     return [Scorecard.load(p / "scorecard.json" if p.is_dir() else p) for p in paths]
 
@@ -45,75 +84,77 @@ def load_cards(places: Sequence[str]) -> list[Scorecard]:
 def compare(cards: Sequence[Scorecard]) -> list[Difference]:
     """Return what the scorecards say about each metric that at least two of them have."""
     by_key = [{(m.name, m.horizon): m for m in card.metrics} for card in cards]
-    keys = dict.fromkeys(key for card in by_key for key in card)
     rows = []
-    for name, horizon in keys:
-        found = tuple(card.get((name, horizon)) for card in by_key)
+    for key in dict.fromkeys(key for card in by_key for key in card):
+        found = tuple(card.get(key) for card in by_key)
         known = [m for m in found if m]
         if len(known) < 2:
             continue
-        first = found[0]
-        rows.append(
-            Difference(
-                name=name if horizon is None else f"{name} at {horizon}",
-                found=found,
-                changes=tuple(
-                    m.value - first.value if m and first else math.nan for m in found[1:]
-                ),
-                apart=tuple(bool(m and first and _apart(m, first)) for m in found[1:]),
-                better=known[0].better,
-            )
+        changes = tuple(
+            _change(found[0], m, _paired(cards[0], card), card.seed)
+            for m, card in zip(found[1:], cards[1:], strict=True)
         )
+        rows.append(Difference(*key, found, changes, known[0].better))
     return rows
 
 
+def doubts(cards: Sequence[Scorecard]) -> list[str]:
+    """Return in which ways the scorecards were not measured alike, a sentence each."""
+    said = []
+    suites = [card.suite for card in cards]
+    if len(set(suites)) > 1:
+        said.append(f"The suites differ ({_list(suites)}); only what they share is compared.")
+    data = [card.data for card in cards]
+    if not all(data):
+        said.append(
+            "A scorecard does not say what it was measured on, so nothing is known about the "
+            "same clips: a change counts where the two intervals do not overlap."
+        )
+    elif len(set(data)) > 1:
+        said.append(
+            "They were not measured on the same clips or starts, so differences are not paired: "
+            "a change counts where the two intervals do not overlap."
+        )
+    for name in _SAME:
+        values = [getattr(card, name) or "none" for card in cards]
+        if len(set(values)) > 1:
+            hint = "; speeds cannot be compared" if name in ("device", "dtype") else ""
+            said.append(f"Not the same {name}: {_list(values)}{hint}.")
+    for key in dict.fromkeys(key for card in cards for key in card.settings):
+        values = [str(card.settings.get(key, "none")) for card in cards]
+        if len(set(values)) > 1:
+            said.append(f"Not the same {key.replace('_', ' ')}: {_list(values)}.")
+    return said
+
+
 def table(cards: Sequence[Scorecard], rows: Sequence[Difference]) -> str:
-    """Return the comparison as text; a star marks intervals that do not overlap."""
+    """Return the comparison as text; a star marks changes that are sure."""
     names = [card.checkpoint[-18:] for card in cards]
-    lines = [f"{'metric':>36}" + "".join(f"{name:>20}" for name in names) + f"{'change':>12}"]
+    heads = "".join(f"{name:>20}" for name in names) + f"{'change':>12}"
+    lines = [*(f"note: {doubt}" for doubt in doubts(cards)), f"{'metric':>36}{heads}"]
     for row in rows:
         cells = "".join(f"{m.value:20.3f}" if m else f"{'-':>20}" for m in row.found)
-        changes = "".join(
-            f"{change:+11.3f}{'*' if apart else ' '}"
-            for change, apart in zip(row.changes, row.apart, strict=True)
-        )
-        lines.append(f"{row.name:>36}{cells}{changes}")
-    lines.append("* the 95 % intervals do not overlap")
+        changes = "".join(f"{c.value:+11.3f}{'*' if c.sure else ' '}" for c in row.changes)
+        lines.append(f"{row.label:>36}{cells}{changes}")
+    lines.append("* beyond the 95 % interval (paired, where measured on the same clips)")
     return "\n".join(lines)
 
 
-def render(cards: Sequence[Scorecard], rows: Sequence[Difference]) -> str:
-    """Return the comparison as a page that loads nothing."""
-    heads = ["metric", *(f"{card.checkpoint} ({card.suite})" for card in cards)]
-    heads += ["change"] * (len(cards) - 1)
-    lines = []
-    for row in rows:
-        cells = [f"<td>{html.escape(row.name)}</td>", *map(_cell, row.found)]
-        for change, apart in zip(row.changes, row.apart, strict=True):
-            good = (change > 0) == (row.better == "higher")
-            kind = f"mark {'yes' if good else 'no'}" if apart and row.better else ""
-            text = "–" if math.isnan(change) else f"{change:+.3f}"
-            cells.append(f'<td><span class="{kind}">{text}</span></td>')
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    settings = "".join(
-        f"<li>{html.escape(card.checkpoint)}: {html.escape(card.split)} {html.escape(card.store)}, "
-        f"seed {card.seed}, {card.device}, checkpoint {card.checkpoint_hash[:10]}</li>"
-        for card in cards
-    )
-    return page(
-        "Comparison",
-        f"<h1>Comparison</h1><ul>{settings}</ul><p>Values with their 95 % intervals; a change is "
-        "against the first one, and coloured where the intervals do not overlap.</p>"
-        f'<div class="scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>',
-    )
+def _paired(first: Scorecard, other: Scorecard) -> bool:
+    return bool(first.data) and first.data == other.data
 
 
-def _apart(a: Metric, b: Metric) -> bool:
-    return a.low > b.high or b.low > a.high
+def _change(first: Metric | None, other: Metric | None, paired: bool, seed: int) -> Change:
+    if not (first and other):
+        return Change(math.nan, math.nan, math.nan, sure=False)
+    value, enough = other.value - first.value, min(first.n, other.n) >= ENOUGH
+    if paired and first.samples and len(first.samples) == len(other.samples):
+        gain = estimate(np.subtract(other.samples, first.samples), seed)
+        sure = enough and (gain.low > 0 or gain.high < 0)
+        return Change(value, gain.low, gain.high, sure)
+    apart = first.low > other.high or other.low > first.high
+    return Change(value, math.nan, math.nan, enough and apart)
 
 
-def _cell(m: Metric | None) -> str:
-    if m is None:
-        return "<td>–</td>"
-    return f"<td>{m.value:.3f} <small>({m.low:.3f} to {m.high:.3f})</small></td>"
+def _list(values: Sequence[object]) -> str:
+    return ", ".join(f"{x}: {value}" for x, value in zip(LETTERS, values, strict=False))

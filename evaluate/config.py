@@ -7,10 +7,15 @@ from dataclasses import dataclass
 class EvalConfig:
     """What to evaluate, on what, and how much of it. Each key is explained in conf/eval.yaml."""
 
-    suite: str = "quick"
+    suite: str = "metrics"
     scenario: str = ""
     compare: tuple[str, ...] = ()
     checkpoint: str = "doom-nano"
+    imaginer: str = ""
+    weights: str = ""
+    policy: str = ""
+    world: str = "doom"
+    reward: str = "brightness"
     store: str = "data/doom.zarr"
     split: str = "val"
     out: str = "runs/eval"
@@ -25,6 +30,13 @@ class EvalConfig:
     prose: str = ""
     instructions: tuple[str, ...] = ("turn right", "turn left", "go forward")
     idm: str = "auto"
+    pose: str = "auto"
+    drift: int = 0
+    experts: int = 8
+    lpips: str = ""
+    dreamsim: str = ""
+    fid: str = ""
+    fvd: str = ""
     device: str = "auto"
     dtype: str = "auto"
     denoise_steps: int = 2

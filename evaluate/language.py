@@ -14,7 +14,7 @@ from worldmodel.envs.grammar import QUESTIONS, held_out, phrasings
 from worldmodel.errors import UserError
 from worldmodel.evaluate import metrics
 from worldmodel.evaluate.config import EvalConfig
-from worldmodel.evaluate.rollouts import Imagination
+from worldmodel.evaluate.rollouts import Speaker
 from worldmodel.evaluate.scorecard import Metric, metric
 from worldmodel.world import Annotation
 
@@ -36,7 +36,7 @@ class Note:
         return held_out(self.said.text, self.said.answer) is not None
 
 
-def measure_language(dream: Imagination, store: EpisodeStore, config: EvalConfig) -> list[Metric]:
+def measure_language(dream: Speaker, store: EpisodeStore, config: EvalConfig) -> list[Metric]:
     """Return perplexities, and how well captions and answers fit the frames they are about.
 
     Sentences that are never trained on, wordings or combinations, are measured by themselves.
@@ -97,7 +97,7 @@ def unseen_prose(path: str, split: str) -> list[str]:
     )
 
 
-def perplexity(name: str, dream: Imagination, texts: Sequence[str], seed: int) -> Metric:
+def perplexity(name: str, dream: Speaker, texts: Sequence[str], seed: int) -> Metric:
     """Return the perplexity per token of texts; beside it, of the same with shuffled words.
 
     The interval is a bootstrap over 16 groups of texts.
@@ -113,7 +113,7 @@ def perplexity(name: str, dream: Imagination, texts: Sequence[str], seed: int) -
 
 
 def answer_accuracy(
-    name: str, dream: Imagination, store: EpisodeStore, asked: Sequence[Note], seed: int
+    name: str, dream: Speaker, store: EpisodeStore, asked: Sequence[Note], seed: int
 ) -> Metric:
     """Return the share of questions that are answered word for word.
 
@@ -139,7 +139,7 @@ def answer_accuracy(
 
 
 def caption_accuracy(
-    name: str, dream: Imagination, store: EpisodeStore, told: Sequence[Note], seed: int
+    name: str, dream: Speaker, store: EpisodeStore, told: Sequence[Note], seed: int
 ) -> Metric:
     """Return how far captions tell the facts of the stored ones: the mean F1 of their words.
 
@@ -195,11 +195,11 @@ def _others(frames: np.ndarray) -> np.ndarray:
     return np.roll(frames, 1, axis=0)
 
 
-def _answers(dream: Imagination, frames: np.ndarray, questions: Sequence[str]) -> list[str]:
+def _answers(dream: Speaker, frames: np.ndarray, questions: Sequence[str]) -> list[str]:
     parts = [slice(i, i + _BATCH) for i in range(0, len(frames), _BATCH)]
     return [a for part in parts for a in dream.answers(frames[part], questions[part])]
 
 
-def _captions(dream: Imagination, frames: np.ndarray) -> list[str]:
+def _captions(dream: Speaker, frames: np.ndarray) -> list[str]:
     parts = [slice(i, i + _BATCH) for i in range(0, len(frames), _BATCH)]
     return [a for part in parts for a in dream.captions(frames[part])]

@@ -3,7 +3,7 @@
 Letters in shapes: `...` any leading axes (clips, horizons), H W 3 a frame, N C a latent.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -139,12 +139,18 @@ def sharpness(frames: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over clips with its 95 % bootstrap interval; n is the number of clips."""
+    """A mean over clips with its 95 % bootstrap interval.
+
+    Attributes:
+        value: the mean. low, high: bounds of the interval. n: the number of clips.
+        samples: what was averaged, a value per clip; empty where it is no plain mean.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    samples: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
 
 def resampled_means(values: np.ndarray, seed: int = 0, resamples: int = 1000) -> np.ndarray:
@@ -168,7 +174,8 @@ def resampled_means(values: np.ndarray, seed: int = 0, resamples: int = 1000) ->
 
 def estimate(values: np.ndarray, seed: int = 0) -> Estimate:
     """Return the mean of per-clip values, float [clips], with its bootstrap interval."""
-    return _estimate(float(np.mean(values)), resampled_means(values, seed), len(values))
+    found = _estimate(float(np.mean(values)), resampled_means(values, seed), len(values))
+    return replace(found, samples=tuple(np.asarray(values, float).tolist()))
 
 
 def estimate_ratio(above: np.ndarray, below: np.ndarray, seed: int = 0) -> Estimate:

@@ -24,7 +24,7 @@ from worldmodel.evaluate.planning import (
     turn,
 )
 from worldmodel.evaluate.rollouts import sample_clips
-from worldmodel.evaluate.scorecard import Metric, Verdict, metric
+from worldmodel.evaluate.scorecard import Metric, Verdict, data_hash, metric
 from worldmodel.evaluate.sheets import Row
 from worldmodel.world import Step, World, WorldSpec
 
@@ -40,11 +40,19 @@ Act = Callable[[list[np.ndarray], list[Action]], list[Action]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was measured, and rows for the strip."""
+    """What was measured, and what to show of it.
+
+    Attributes:
+        metrics, verdicts: the results. data: as in a `Scorecard`.
+        rows: for the strip.
+        tiles: for the film: a plan beside what it is compared with, from the same frame on.
+    """
 
     metrics: tuple[Metric, ...]
     verdicts: tuple[Verdict, ...]
     rows: tuple[Row, ...]
+    tiles: tuple[Row, ...] = ()
+    data: str = ""
 
 
 def offline(dream: Any, store: EpisodeStore, config: PlanConfig) -> Outcome:
@@ -58,7 +66,7 @@ def offline(dream: Any, store: EpisodeStore, config: PlanConfig) -> Outcome:
         store, config.split, config.episodes, config.context, config.horizon, config.seed
     )
     planner, first = _planner(dream.spec, config), config.context - 1
-    table, rows = dream.spec.actions, []
+    table, rows, tiles = dream.spec.actions, [], []
     errors: dict[str, list[list[float]]] = {}
     costs: dict[str, list[float]] = {}
     for i, (name, start) in enumerate(zip(clips.names, clips.starts, strict=True)):
@@ -91,6 +99,11 @@ def offline(dream: Any, store: EpisodeStore, config: PlanConfig) -> Outcome:
                 _row("imagined", lead, planned.frames, goal_frame, planned.actions),
                 _row("recorded", lead, clips.future[i], goal_frame, actions[first:]),
             ]
+            tiles += [
+                _tile("imagined", lead[-1], planned.frames, planned.actions),
+                _tile("recorded", lead[-1], clips.future[i], actions[first:]),
+                _tile("goal", goal_frame, goal_frame[None].repeat(config.horizon, 0)),
+            ]
         print(f"clip {i + 1} of {len(clips)}: ATE {errors['planned'][-1][0]:.2f} m", flush=True)
     found = {kind: np.asarray(values) for kind, values in errors.items()}
     metrics = [
@@ -104,7 +117,8 @@ def offline(dream: Any, store: EpisodeStore, config: PlanConfig) -> Outcome:
         _better(config, f"smaller ATE than {kind}", found[kind][:, 0] - found["planned"][:, 0])
         for kind in ("random", "straight", "still")
     ]
-    return Outcome(tuple(metrics), tuple(verdicts), tuple(rows))
+    data = data_hash(clips.frames, clips.keys)
+    return Outcome(tuple(metrics), tuple(verdicts), tuple(rows), tuple(tiles), data)
 
 
 @dataclass(frozen=True)
@@ -232,6 +246,7 @@ def closed_loop(
     planner = _planner(dream.spec, config)
     found: dict[str, list[list[float]]] = {}
     rows: list[Row] = []
+    tiles: list[Row] = []
     tasks = find_tasks(world, config)
     for i, task in enumerate(tasks):
         target = goal(task)
@@ -274,6 +289,11 @@ def closed_loop(
                 _row(f"imagined{label}", start, np.stack(thought[:count]), end, told, config.steps),
                 _row("happened", start, real, end, told[:count], config.steps),
             ]
+            tiles += [
+                _tile(f"imagined{label}", start[0], np.stack(thought[:count]), told, config.steps),
+                _tile("happened", start[0], real, told[:count], config.steps),
+                _tile("goal", end, end[None].repeat(config.steps, 0)),
+            ]
         said = f"{'reached' if done.reached else 'missed'}, {done.distance:.1f} m away"
         print(f"level {task.seed} ({i + 1} of {len(tasks)}): {said}", flush=True)
     values = {kind: np.asarray(v, float) for kind, v in found.items()}
@@ -290,7 +310,8 @@ def closed_loop(
         _better(config, f"{what} {k}", sign * (values["planned"] - values[k])[:, column])
         for k in ("random", "straight")
     ]
-    return Outcome(tuple(metrics), tuple(verdicts), tuple(rows))
+    data = data_hash(*(np.stack([t.start.frame, t.goal.frame]) for t in tasks))
+    return Outcome(tuple(metrics), tuple(verdicts), tuple(rows), tuple(tiles), data)
 
 
 def _planner(spec: WorldSpec, config: PlanConfig) -> Planner:
@@ -371,6 +392,21 @@ def _row(
     some = [frames[t] if t < len(frames) else blank for t in at]
     said = ["+".join(actions[t].keys) if t < len(frames) else "" for t in at]
     return Row(label, np.stack([*past, *some, goal]), (*[""] * len(past), *said, ""))
+
+
+def _tile(
+    label: str,
+    start: np.ndarray,
+    frames: np.ndarray,
+    actions: Sequence[Action] = (),
+    steps: int = 0,
+) -> Row:
+    """Return a tile of the film; one shorter than `steps` stands still at its end."""
+    whole = np.concatenate([start[None], frames])
+    rest = max(0, steps - len(frames))
+    whole = np.concatenate([whole, whole[-1:].repeat(rest, 0)])
+    said = ["", *("+".join(action.keys) for action in actions[: len(frames)])]
+    return Row(label, whole, tuple(said + [""] * (len(whole) - len(said))))
 
 
 def shown(steps: int) -> list[int]:

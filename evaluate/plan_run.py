@@ -16,10 +16,11 @@ from worldmodel.evaluate.config import EvalConfig
 from worldmodel.evaluate.plan_config import PlanConfig
 from worldmodel.evaluate.plan_measure import Outcome, Task, closed_loop, offline, shown
 from worldmodel.evaluate.planning import Goal, ImageGoal, WordsGoal
+from worldmodel.evaluate.report import write_report
 from worldmodel.evaluate.rollouts import sample_clips
 from worldmodel.evaluate.run import check_same_world, open_store
 from worldmodel.evaluate.scorecard import Scorecard, git_commit, weights_hash
-from worldmodel.evaluate.sheets import draw
+from worldmodel.evaluate.sheets import Sheet, animate, draw, save_sheets
 from worldmodel.world import WorldSpec
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -60,10 +61,12 @@ def main(config: PlanConfig) -> int:
         settings=asdict(config),
         metrics=outcome.metrics,
         verdicts=outcome.verdicts,
+        data=outcome.data,
     )
     _write(card, outcome, Path(config.out))
     print(summary(card))
     print(f"\nplan: {Path(config.out) / 'plan.json'}, strip: {Path(config.out) / 'strip.png'}")
+    print(f"report: {Path(config.out) / 'index.html'}")
     return 0
 
 
@@ -166,7 +169,11 @@ def _write(card: Scorecard, outcome: Outcome, out: Path) -> None:
     try:
         card.save(out / "plan.json")
         heads = _heads(len(outcome.rows[0].frames), steps)
-        (out / "strip.png").write_bytes(draw(outcome.rows, heads))
+        caption = "What the plan imagines, what it is compared with, and the goal"
+        drawn = draw(outcome.rows, heads), animate(outcome.tiles, columns=6)
+        sheets = [Sheet("strip", "Plans", caption, *drawn)]
+        save_sheets(sheets, out)
+        write_report(card, sheets, out / "index.html")
     except OSError as error:
         raise UserError(f"The plan cannot be written to {out}: {error}.") from error
 

@@ -1,6 +1,6 @@
 """Small inline SVG plots, drawn here so that a report needs nothing but itself.
 
-Colours are the CSS variables `--s0` to `--s4` of the page, so that they follow its theme.
+Colours are the CSS variables `--s0` to `--s5` of the page, so that they follow its theme.
 """
 
 import html
@@ -8,8 +8,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_WIDTH, _HEIGHT = 440, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 34
+_WIDTH, _HEIGHT = 420, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 12, 36
+_COLOURS = 6
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: a share from 0 to 1 with its interval; `strong` is the model's own."""
+    """One bar: a share from 0 to 1 with its interval; a `strong` one is the model's own."""
 
     name: str
     value: float
@@ -42,8 +43,16 @@ class Bar:
     strong: bool = False
 
 
-def lines(title: str, x_title: str, series: Sequence[Line], unit: str = "") -> str:
-    """Return a figure with a line plot, its legend, and the values under the pointer."""
+def lines(title: str, x_title: str, series: Sequence[Line], unit: str = "", hint: str = "") -> str:
+    """Return a figure with a line plot, its legend, and the values under the pointer.
+
+    Args:
+        title: of the figure.
+        x_title: of the axis below.
+        series: the lines, the model's first; without any there is no figure.
+        unit: of the values.
+        hint: said beside the title, for instance 'higher is better'.
+    """
     shown = [s for s in series if any(map(math.isfinite, s.ys))]
     if not shown:
         return ""
@@ -59,28 +68,40 @@ def lines(title: str, x_title: str, series: Sequence[Line], unit: str = "") -> s
     def py(y: float) -> float:
         return _TOP + (y1 - y) / (y1 - y0) * (_HEIGHT - _TOP - _BOTTOM)
 
-    parts = [_grid(py(t), _label(t, ticks)) for t in ticks]
+    parts = [_grid(py(t), _label(t, ticks), zero=abs(t) < 1e-9 and y0 < 0) for t in ticks]
     parts += [
-        f'<text class="tick" x="{px(x):.1f}" y="{_HEIGHT - 16}">{x:g}</text>'
+        f'<text class="tick" x="{px(x):.1f}" y="{_HEIGHT - 19}">{x:g}</text>'
         for x in _x_ticks(x0, x1)
     ]
-    parts.append(f'<text class="tick" x="{_WIDTH / 2}" y="{_HEIGHT - 2}">{x_title}</text>')
+    parts.append(
+        f'<text class="tick" x="{_WIDTH / 2}" y="{_HEIGHT - 3}">{html.escape(x_title)}</text>'
+    )
     for i, s in reversed(list(enumerate(shown))):  # the model's line on top
-        if s.low:
-            edge = [*zip(s.xs, s.high, strict=True)]
-            edge += reversed([*zip(s.xs, s.low, strict=True)])
+        paint, name = f"var(--s{i % _COLOURS})", html.escape(s.name)
+        band = [
+            (x, low, high)
+            for x, low, high in zip(s.xs, s.low, s.high, strict=bool(s.low))
+            if math.isfinite(low) and math.isfinite(high)
+        ]
+        if band:
+            edge = [(x, high) for x, _, high in band] + [(x, low) for x, low, _ in band[::-1]]
             shape = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in edge)
-            parts.append(f'<polygon class="band" style="fill:var(--s{i})" points="{shape}"/>')
+            parts.append(f'<polygon class="band" style="fill:{paint}" points="{shape}"/>')
         points = [(x, y) for x, y in zip(s.xs, s.ys, strict=True) if math.isfinite(y)]
         path = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y in points)
         dash = ' stroke-dasharray="5 4"' if s.dashed else ""
-        parts.append(f'<polyline class="line" style="stroke:var(--s{i})"{dash} points="{path}"/>')
+        parts.append(f'<polyline class="line" style="stroke:{paint}"{dash} points="{path}"/>')
+        if len(points) == 1:  # which makes no line
+            ((x, y),) = points
+            dot = f'cx="{px(x):.1f}" cy="{py(y):.1f}" r="3.5" style="fill:{paint}"'
+            parts.append(f'<circle class="dot" {dot}/>')
         for x, y in points:
-            tip = f"{html.escape(s.name)} at {x:g}: {y:.3f} {unit}".strip()
+            tip = f"{name} at {x:g}: {y:.4g} {html.escape(unit)}".strip()
             spot = f'cx="{px(x):.1f}" cy="{py(y):.1f}" r="5"'
-            parts.append(f"<circle class='spot' {spot}><title>{tip}</title></circle>")
-    view = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(title)}"'
-    caption = f"{html.escape(title)}{f' <small>{unit}</small>' if unit else ''}"
+            parts.append(f'<circle class="spot" {spot}><title>{tip}</title></circle>')
+    view = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(_told(shown))}"'
+    note = " ".join(html.escape(part) for part in (unit, *([f"({hint})"] if hint else [])) if part)
+    caption = f"{html.escape(title)}{f' <small>{note}</small>' if note else ''}"
     return (
         f"<figure><figcaption>{caption}</figcaption><svg {view}>{''.join(parts)}</svg>"
         f"{_legend(shown)}</figure>"
@@ -89,26 +110,18 @@ def lines(title: str, x_title: str, series: Sequence[Line], unit: str = "") -> s
 
 def bars(title: str, items: Sequence[Bar]) -> str:
     """Return a figure with horizontal bars of shares, with intervals as thin lines."""
-    left, row, width = 190, 34, 2 * _WIDTH
-    span, height = width - left - 70, row * len(items) + 8
     parts = []
-    for i, bar in enumerate(items):
-        y, middle = i * row + 6, i * row + 18
-        color = "var(--s0)" if bar.strong else "var(--s4)"
-        tip = f"{html.escape(bar.name)}: {bar.value:.1%} ({bar.low:.1%} to {bar.high:.1%})"
-        ends = f'x1="{left + span * bar.low:.1f}" x2="{left + span * bar.high:.1f}"'
+    for bar in (bar for bar in items if math.isfinite(bar.value)):
+        name = html.escape(bar.name)
+        ends = f"left:{100 * bar.low:.2f}%;width:{100 * (bar.high - bar.low):.2f}%"
         parts.append(
-            f'<text class="name" x="{left - 10}" y="{middle + 4}">{html.escape(bar.name)}</text>'
-            f'<rect x="{left}" y="{y}" width="{max(1, span * bar.value):.1f}" height="24" rx="3" '
-            f'style="fill:{color}"><title>{tip}</title></rect>'
-            f'<line class="whisker" {ends} y1="{middle}" y2="{middle}"/>'
-            f'<text class="value" x="{left + span * max(bar.value, bar.high) + 8:.1f}" '
-            f'y="{middle + 4}">{bar.value:.1%}</text>'
+            f'<span>{name}</span><div class="track" title="{bar.low:.1%} to {bar.high:.1%}">'
+            f'<i class="{"strong" if bar.strong else ""}" style="width:{100 * bar.value:.2f}%"></i>'
+            f'<u style="{ends}"></u></div><b>{bar.value:.1%}</b>'
         )
-    view = f'viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(title)}"'
     return (
-        f'<figure class="wide"><figcaption>{html.escape(title)}</figcaption>'
-        f"<svg {view}>{''.join(parts)}</svg></figure>"
+        f"<figure><figcaption>{html.escape(title)}</figcaption>"
+        f'<div class="bars">{"".join(parts)}</div></figure>'
     )
 
 
@@ -129,9 +142,10 @@ def _x_ticks(x0: float, x1: float) -> list[float]:
     return [x0, *(t for t in inner if t - x0 > 0.06 * (x1 - x0))]
 
 
-def _grid(y: float, label: str) -> str:
+def _grid(y: float, label: str, zero: bool = False) -> str:
     return (
-        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<line class="{"zero" if zero else "grid"}" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" '
+        f'y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<text class="tick left" x="{_LEFT - 6}" y="{y + 4:.1f}">{label}</text>'
     )
 
@@ -145,8 +159,17 @@ def _label(value: float, ticks: Sequence[float]) -> str:
 
 def _legend(series: Sequence[Line]) -> str:
     keys = [
-        f'<span><i class="{"dash" if s.dashed else ""}" style="color:var(--s{i})"></i>'
+        f'<span><i class="{"dash" if s.dashed else ""}" style="color:var(--s{i % _COLOURS})"></i>'
         f"{html.escape(s.name)}</span>"
         for i, s in enumerate(series)
     ]
     return f'<div class="legend">{"".join(keys)}</div>'
+
+
+def _told(series: Sequence[Line]) -> str:
+    """Return what a line plot shows as words, for those who cannot see it."""
+    ends = [
+        f"{s.name} from {s.ys[0]:.4g} at {s.xs[0]:g} to {s.ys[-1]:.4g} at {s.xs[-1]:g}"
+        for s in series
+    ]
+    return "line plot: " + "; ".join(ends)

@@ -5,28 +5,37 @@ text, speed, and contact sheets to look at.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from worldmodel.actions import Action, ActionTable
 from worldmodel.datasets.store import EpisodeStore
 from worldmodel.errors import UserError
-from worldmodel.evaluate import metrics, sheets
+from worldmodel.evaluate import experts, metrics, sheets
 from worldmodel.evaluate.config import EvalConfig
 from worldmodel.evaluate.consistency import judge_key, measure_reference
+from worldmodel.evaluate.drift import long_clips, measure_drift, real_windows
+from worldmodel.evaluate.imaginer import Guest
 from worldmodel.evaluate.inverse_dynamics import InverseDynamics, exact_accuracy, key_counts
-from worldmodel.evaluate.language import measure_language
+from worldmodel.evaluate.language import held_out_texts, measure_language, read_notes
+from worldmodel.evaluate.perceptual import Perceptual, measure_perceptual
+from worldmodel.evaluate.pose import PoseReader, measure_pose, true_poses
 from worldmodel.evaluate.rollouts import (
     Clips,
     FrameEncoder,
     Imagination,
+    Speaker,
     encode,
     imagine,
     reconstruct,
     sample_clips,
 )
-from worldmodel.evaluate.scorecard import Metric, Verdict, metric
+from worldmodel.evaluate.routing import routed
+from worldmodel.evaluate.scorecard import Metric, Verdict, data_hash, metric
+from worldmodel.evaluate.sensitivity import measure_sensitivity, wrong_plans
 from worldmodel.evaluate.sheets import Sheet
 
 BEATS_COPY_TO = 16  # steps ahead up to which the model has to be better than the last frame
@@ -37,11 +46,13 @@ _SHOWN = 6  # clips on the sheet of futures
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a suite gives."""
+    """What a suite gives; the tables are of plain values, by name, `data` as in a `Scorecard`."""
 
     metrics: tuple[Metric, ...]
     verdicts: tuple[Verdict, ...]
     sheets: tuple[Sheet, ...]
+    tables: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,7 @@ class Futures:
     Attributes:
         imagined: under the true actions.
         shuffled: under another clip's actions, with the same noise. idle: under none.
+        disordered: under the clip's own actions in another order.
         copy: the last given frame, again and again.
         decoded: the true frames encoded and decoded.
         decoded_past: the given frames encoded and decoded, uint8 [K, context, H, W, 3].
@@ -59,6 +71,7 @@ class Futures:
     imagined: np.ndarray
     shuffled: np.ndarray
     idle: np.ndarray
+    disordered: np.ndarray
     copy: np.ndarray
     decoded: np.ndarray
     decoded_past: np.ndarray
@@ -79,8 +92,10 @@ def run_quick(
     store: EpisodeStore,
     idm: InverseDynamics,
     config: EvalConfig,
+    pose: PoseReader | None = None,
+    perceptual: Perceptual | None = None,
 ) -> Outcome:
-    """Run the suite.
+    """Run the suite; pose and perceptual metrics only with the networks that they need.
 
     Raises:
         UserError: the store has no held-out clips of the size asked for.
@@ -96,41 +111,52 @@ def run_quick(
     seen = imagine_futures(dream, encoder, clips, config)
     quality, better = measure_quality(clips, seen, encoder, config.seed)
     following, obeys = measure_following(clips, seen, idm, config.seed)
+    wrong = {"shuffled": seen.shuffled, "time-shuffled": seen.disordered, "zeroed": seen.idle}
+    sensitivity = measure_sensitivity(clips, seen.imagined, wrong, encoder, config.seed)
+    walked = _measure_walks(clips, seen, store, pose, config.seed) if pose else []
+    looks = _measure_looks(clips, seen, perceptual, config.seed) if perceptual else []
+    drift = _measure_drift(dream, encoder, store, config) if config.drift else []
+    inside = look_inside(dream, store, clips, config)
     keys = hold_keys(dream, encoder, idm, clips, seen, config)
-    said = follow_instructions(dream, idm, clips, config)
+    reads = isinstance(dream, Speaker)
+    said = follow_instructions(dream, idm, clips, config) if reads else Outcome((), (), ())
     speed = measure_speed(dream, clips, config.seed)
     fast = Verdict(
         "fast enough to play", f"at least {FPS:g} frames/s", f"{speed.value:.1f} frames/s",
         speed.value >= FPS,
     )  # fmt: skip
-    text = measure_language(dream, store, config)
+    text = measure_language(dream, store, config) if reads else []
     futures = _futures_sheet(dream.spec.actions, clips, seen)
     return Outcome(
-        (*quality, *following, *keys.metrics, *said.metrics, *text, speed),
+        (
+            *quality, *following, *looks, *sensitivity, *walked, *drift, *keys.metrics,
+            *said.metrics, *text, *inside.metrics, speed,
+        ),
         (*better, obeys, *keys.verdicts, fast),
-        (futures, *keys.sheets, *said.sheets),
-    )
+        (futures, *keys.sheets, *said.sheets, *inside.sheets),
+        inside.tables,
+        data_hash(clips.frames, clips.keys),
+    )  # fmt: skip
 
 
 def imagine_futures(
     dream: Imagination, encoder: FrameEncoder, clips: Clips, config: EvalConfig
 ) -> Futures:
-    """Imagine the clips' futures under true, shuffled and no actions, with the same noise."""
+    """Imagine the clips' futures under true and under wrong actions, with the same noise."""
     plans = clips.plans(dream.spec.actions)
-    idle = [[Action()] * len(plan) for plan in plans]
-    imagined, shuffled, still = (
-        imagine(dream, clips, plan, config.seed, config.batch, title=title)
-        for plan, title in [
-            (plans, "true actions"),
-            (plans[1:] + plans[:1], "shuffled actions"),
-            (idle, "no action"),
-        ]
+    wrong = wrong_plans(plans, config.seed)
+    told = {"true": plans, **wrong}
+    imagined, shuffled, disordered, still = (
+        imagine(dream, clips, told[kind], config.seed, config.batch, title=f"{kind} actions")
+        for kind in told
     )
-    decoded = reconstruct(encoder, clips.frames)
+    # A guest has no decoder of ours: the best that it could show are the frames themselves.
+    decoded = clips.frames if isinstance(dream, Guest) else reconstruct(encoder, clips.frames)
     return Futures(
         imagined=imagined,
         shuffled=shuffled,
         idle=still,
+        disordered=disordered,
         copy=np.repeat(clips.past[:, -1:], clips.future.shape[1], axis=1),
         decoded=decoded[:, clips.context :],
         decoded_past=decoded[:, : clips.context],
@@ -217,6 +243,49 @@ def measure_following(
     return found, verdict
 
 
+def look_inside(
+    dream: Imagination, store: EpisodeStore, clips: Clips, config: EvalConfig
+) -> Outcome:
+    """Say which experts serve what, where the model is a `Dream` with experts to choose from."""
+    engine: Any = getattr(dream, "engine", None)
+    count = min(config.experts, len(clips))
+    if engine is None or not routed(engine.core) or not count:
+        return Outcome((), (), ())
+    texts = held_out_texts(read_notes(store, config.split, config.seed), 4 * count)
+    some = clips.take(range(count))
+    picks = experts.count_picks(engine, some, texts, config.denoise_steps, config.seed)
+    found = experts.measure_experts(picks, config.seed)
+    return Outcome(tuple(found), (), (experts.draw(picks),), experts.table(picks))
+
+
+def _measure_looks(clips: Clips, seen: Futures, perceptual: Perceptual, seed: int) -> list[Metric]:
+    """Return the perceptual metrics of the clips' futures."""
+    others = {"copy": seen.copy, "reconstruction": seen.decoded}
+    return measure_perceptual(perceptual, clips.future, seen.imagined, others, seed)
+
+
+def _measure_walks(
+    clips: Clips, seen: Futures, store: EpisodeStore, pose: PoseReader, seed: int
+) -> list[Metric]:
+    """Return the errors of the paths that the clips' futures show."""
+    futures = {"imagined": seen.imagined, "reconstruction": seen.decoded}
+    told = clips.moves[:, clips.context - 1 :]
+    return measure_pose(
+        clips, futures, seen.decoded_past, true_poses(store, clips), pose, told, seed
+    )
+
+
+def _measure_drift(
+    dream: Imagination, encoder: FrameEncoder, store: EpisodeStore, config: EvalConfig
+) -> list[Metric]:
+    """Imagine long futures under the recorded actions; return their drift by position."""
+    clips = long_clips(store, config)
+    plans = clips.plans(dream.spec.actions)
+    frames = imagine(dream, clips, plans, config.seed, config.batch, title="long rollouts")
+    reference = real_windows(store, clips, config.seed)
+    return measure_drift(clips, frames, encoder, reference, config.seed)
+
+
 def hold_keys(
     dream: Imagination,
     encoder: FrameEncoder,
@@ -243,9 +312,9 @@ def hold_keys(
         values, verdict = judge_key(row, joined, reference, encoder, idm, config.seed)
         found += values
         verdicts += [verdict] if row.key in "wad" else []
-        png = sheets.rollouts(starts.past[:, -1], frames, [row.key] * len(starts))
+        drawn = sheets.rollouts(starts.past[:, -1], frames, [row.key] * len(starts))
         caption = f"{config.key_steps} steps of '{row.key}' ({row.meaning}), {len(starts)} starts"
-        pictures.append(Sheet(f"key_{row.key}", f"Holding {row.key}", caption, png))
+        pictures.append(Sheet(f"key_{row.key}", f"Holding {row.key}", caption, *drawn))
     return Outcome(tuple(found), tuple(verdicts), tuple(pictures))
 
 
@@ -267,9 +336,9 @@ def follow_instructions(
             found.append(metric(f"say_{name}_read", share, better="higher"))
             read = f"; {share.value:.0%} of the steps are read as it"
         labels = [f"start {i}" for i in range(len(starts))]
-        png = sheets.rollouts(starts.past[:, -1], frames, labels)
+        drawn = sheets.rollouts(starts.past[:, -1], frames, labels)
         caption = f"{config.horizon} steps under the instruction “{text}” alone{read}"
-        pictures.append(Sheet(f"say_{name}", f"“{text}”", caption, png))
+        pictures.append(Sheet(f"say_{name}", f"“{text}”", caption, *drawn))
     return Outcome(tuple(found), (), tuple(pictures))
 
 
@@ -328,11 +397,11 @@ def _futures_sheet(table: ActionTable, clips: Clips, seen: Futures) -> Sheet:
     actions = [
         [_short(table, action) for action in plan] for plan in clips.take(range(count)).plans(table)
     ]
-    png = sheets.futures(
+    drawn = sheets.futures(
         clips.past[:count, -1], clips.future[:count], seen.imagined[:count], actions
     )
-    caption = "True futures of held-out levels above imagined ones, under the same actions"
-    return Sheet("futures", "Real and imagined futures", caption, png)
+    caption = "True futures of held-out levels and imagined ones, under the same actions"
+    return Sheet("futures", "Real and imagined futures", caption, *drawn)
 
 
 def _short(table: ActionTable, action: Action | None) -> str:

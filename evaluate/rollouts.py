@@ -5,7 +5,7 @@ Letters in shapes: K clips, T steps, H W 3 a frame, N C a latent.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from worldmodel.actions import Action, ActionTable
 from worldmodel.datasets.store import EpisodeStore
 from worldmodel.errors import UserError
+from worldmodel.evaluate.imaginer import Guest, Stepwise
 from worldmodel.world import Step, WorldSpec
 
 Plan = Sequence[Action | None]
@@ -33,7 +34,7 @@ class FrameEncoder(Protocol):
 
 
 class Imagination(Protocol):
-    """What is evaluated: a `Dream`, or in tests a world that stands in for one.
+    """What is evaluated: a `Dream`, a `Guest`, or in tests a world that stands in for one.
 
     With `fork` and `batch_step`, as a `Dream` has them, several rollouts run as one batch.
     """
@@ -57,8 +58,13 @@ class Imagination(Protocol):
         ...
 
     def say(self, text: str | None) -> str:
-        """Give an instruction."""
+        """Give an instruction, or take it back with None."""
         ...
+
+
+@runtime_checkable
+class Speaker(Imagination, Protocol):
+    """What also reads and writes sentences: a `Dream`."""
 
     def text_perplexity(self, texts: list[str]) -> float:
         """Return the perplexity per token of texts."""
@@ -202,25 +208,16 @@ def imagine(
     Returns:
         uint8 [K, T, H, W, 3].
     """
-    together: Any = getattr(dream, "batch_step", None)
-    size = min(batch, len(clips)) if together and hasattr(dream, "fork") else 1
-    steps = len(plans[0])
+    steps, table = len(plans[0]), dream.spec.actions
     out = np.empty((len(clips), steps, *clips.frames.shape[2:]), np.uint8)
     bar = tqdm(total=out.shape[0] * steps, desc=title, unit="frame", leave=False)
-    team: list[Any] = [dream]
-    for first in range(0, len(clips), size):
-        rows = range(first, min(first + size, len(clips)))
-        _start(dream, clips, first, seed, say)
-        if len(team) < len(rows):
-            team += getattr(dream, "fork")(len(rows) - len(team))  # noqa: B009  (not in the Protocol)
-        team = team[: len(rows)]
-        for member, row in list(zip(team, rows, strict=True))[1:]:
-            _start(member, clips, row, seed, say)
-        for t in range(steps):
-            told = [plans[row][t] for row in rows]
-            found = together(team, told) if len(rows) > 1 else [dream.step(told[0])]
-            out[list(rows), t] = np.stack([step.frame for step in found])
-            bar.update(len(rows))
+    model = dream if isinstance(dream, Guest) else Stepwise(dream, say, bar.update)
+    for first in range(0, len(clips), batch):
+        rows = range(first, min(first + batch, len(clips)))
+        told = [[*clips.actions(table, i)[: clips.context - 1], *plans[i]] for i in rows]
+        seeds = [seed + i for i in rows]
+        out[list(rows)] = model.imagine(clips.past[list(rows)], told, steps, seeds)
+        bar.update(rows.stop * steps - bar.n)  # of a model that tells only when it is done
     bar.close()
     if say:
         dream.say(None)
@@ -240,10 +237,3 @@ def reconstruct(encoder: FrameEncoder, frames: np.ndarray, batch: int = 128) -> 
     flat = torch.from_numpy(np.ascontiguousarray(frames.reshape(-1, *frames.shape[-3:])))
     parts = [encoder.decode(encoder.encode(part)).cpu().numpy() for part in flat.split(batch)]
     return np.concatenate(parts).reshape(frames.shape)
-
-
-def _start(dream: Any, clips: Clips, row: int, seed: int, say: str | None) -> None:
-    past = clips.actions(dream.spec.actions, row)[: clips.context - 1]
-    dream.reset(seed=seed + row, frames=clips.past[row], actions=past)
-    if say:
-        dream.say(say)

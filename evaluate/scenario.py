@@ -13,29 +13,31 @@
       - {at: 30, say: "what is ahead?"}    # a question; its answer is in the report
       - {at: 40, clear: true}        # drop the instruction
       - {at: 42, rewind: 4}          # go back so many steps before going on
-      - {at: 44, fork: [w, a, d]}    # branches, held to the end; the first goes on
+      - {at: 44, fork: [w, a, d]}    # branches side by side, until the next event or the end;
+                                     # then the first goes on, holding its keys
     checks: [still, {returns: {away: 16}}]    # for evaluation only, see docs/evaluation.md
 
 A `say` may have `means: d`, the keys that a walker would hold for it: evaluation lets the real
 world hold them. A branch of a fork may be such a sentence:
 `fork: [d, {say: turn right, means: d}]`.
 
-`load_scenario` reads it, `compile_scenario` turns it into one `Cue` per step, `compile_lanes`
-into those of every branch. No window and no model here.
+`load_scenario` reads it; `worldmodel.evaluate.cues` says what happens at each step. No window and
+no model here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from worldmodel.actions import ActionTable
 from worldmodel.errors import UserError, suggest
-from worldmodel.text import is_question
+
+Read = TypeVar("Read")
 
 MAX_STEPS = 1_000_000
+SUITE_KEYS = ("include", "starts")
 SCENARIO_KEYS = ("checkpoint", "start", "seeds", "seed", "steps", "events", "checks")
 START_KEYS = ("seed", "store", "episode", "step", "image", "world", "split")
 EVENT_KINDS = ("hold", "press", "say", "clear", "rewind", "fork")
@@ -43,6 +45,7 @@ CHECKS = {
     "still": (),
     "returns": ("away",),
     "stops": (),
+    "goes_on": (),
     "brightness": (),
     "brightens": (),
     "same": (),
@@ -135,37 +138,16 @@ class Scenario:
 
 
 @dataclass(frozen=True)
-class Cue:
-    """What happens at one step: first rewind, clear or say, then ask, then the keys are held.
+class SuiteFile:
+    """What a `suite.yaml` says of the folder of scenarios that it lies in.
 
     Attributes:
-        keys: names of the keys held, in no particular order.
-        say: a sentence given before this step, else None.
-        ask: questions asked before this step, about the frame before it.
-        clear: whether the instruction is dropped before this step.
-        rewind: how many steps to go back before this step.
-        means: the keys that a walker would hold for `say`.
+        include: bundled suites that belong to it as well.
+        starts: the most seeds of each scenario that are used; None for all.
     """
 
-    keys: tuple[str, ...] = ()
-    say: str | None = None
-    ask: tuple[str, ...] = ()
-    clear: bool = False
-    rewind: int = 0
-    means: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Lane:
-    """One way through a scenario: a branch of its fork, or all of it.
-
-    Attributes:
-        label: the branch's keys or sentence; empty without a fork.
-        cues: one per step, without any rewind.
-    """
-
-    label: str
-    cues: tuple[Cue, ...]
+    include: tuple[str, ...] = ()
+    starts: int | None = None
 
 
 def load_scenario(path: str | Path) -> Scenario:
@@ -175,22 +157,43 @@ def load_scenario(path: str | Path) -> Scenario:
         UserError: a missing or unreadable file, YAML that does not parse, an unknown key or a
             value of the wrong type; the message names the file and the place.
     """
+    return _load(path, "scenario", parse_scenario)
+
+
+def load_suite_file(path: Path) -> SuiteFile:
+    """Read a `suite.yaml`.
+
+    Raises:
+        UserError: as `load_scenario`.
+    """
+    return _load(path, "suite", _suite)
+
+
+def _suite(data: Any) -> SuiteFile:
+    data = _mapping(data, "the suite", SUITE_KEYS)
+    include = _list(data.get("include"), "include")
+    names = tuple(_string(name, f"include[{i}]") for i, name in enumerate(include))
+    starts = _integer(data["starts"], "starts", low=1) if "starts" in data else None
+    return SuiteFile(names, starts)
+
+
+def _load(path: str | Path, what: str, parse: Callable[[Any], Read]) -> Read:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"Cannot read the scenario file '{path}': {reason}.") from error
+        raise UserError(f"Cannot read the {what} file '{path}': {reason}.") from error
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "characters that YAML does not allow"
-        raise UserError(f"The scenario file '{path}' is not YAML{where}: {problem}.") from error
+        raise UserError(f"The {what} file '{path}' is not YAML{where}: {problem}.") from error
     try:
-        return parse_scenario(data)
+        return parse(data)
     except UserError as error:
-        raise UserError(f"Scenario file '{path}': {error}") from error
+        raise UserError(f"{what.capitalize()} file '{path}': {error}") from error
 
 
 def parse_scenario(data: Any) -> Scenario:
@@ -221,106 +224,6 @@ def parse_scenario(data: Any) -> Scenario:
         checks=tuple(_check(check, i, steps) for i, check in enumerate(checks)),
         seeds=seeds,
     )
-
-
-def compile_scenario(scenario: Scenario, table: ActionTable) -> tuple[Cue, ...]:
-    """Return what happens at each of the scenario's steps.
-
-    Raises:
-        UserError: a key that the world's table lacks, or a fork, which has several lanes.
-    """
-    held: list[set[str]] = [set() for _ in range(scenario.steps)]
-    said: dict[int, str | None] = {}
-    meant: dict[int, tuple[str, ...]] = {}
-    asked: dict[int, tuple[str, ...]] = {}
-    rewinds: dict[int, int] = {}
-    for event in scenario.events:
-        if event.kind == "fork":
-            raise UserError(
-                f"The fork event at step {event.at} is not supported yet when playing; "
-                "run one scenario per branch, or evaluate it: worldmodel eval scenario=FILE."
-            )
-        if event.kind in ("hold", "press"):
-            table.press(event.keys)  # refuses unknown keys by name
-            stop = scenario.steps if event.steps is None else event.at + event.steps
-            for step in range(event.at, min(stop, scenario.steps)):
-                held[step].update(event.keys)
-        elif event.kind == "rewind":
-            rewinds[event.at] = rewinds.get(event.at, 0) + (event.steps or 0)
-        elif event.kind == "say" and is_question(event.text):
-            asked[event.at] = (*asked.get(event.at, ()), event.text)
-        else:
-            said[event.at] = event.text if event.kind == "say" else None
-            table.press(event.keys)
-            meant[event.at] = event.keys
-    return tuple(
-        Cue(
-            keys=tuple(key for key in table.keys if key in held[step]),
-            say=said.get(step),
-            ask=asked.get(step, ()),
-            clear=step in said and said[step] is None,
-            rewind=rewinds.get(step, 0),
-            means=meant.get(step, ()),
-        )
-        for step in range(scenario.steps)
-    )
-
-
-def compile_lanes(scenario: Scenario, table: ActionTable) -> tuple[Lane, ...]:
-    """Return the ways through a scenario: one, or with a fork one per branch.
-
-    A fork ends what was held before. Every branch holds its keys to the end, without the
-    instruction, or follows its sentence. The events after it are those of the first branch.
-
-    Raises:
-        UserError: a key that the world's table lacks, a second fork, a rewind after a fork.
-    """
-    forks = [event for event in scenario.events if event.kind == "fork"]
-    if not forks:
-        return (Lane("", _unwound(compile_scenario(scenario, table))),)
-    if len(forks) > 1:
-        raise UserError(f"A scenario has at most one fork, this one {len(forks)}.")
-    at, lanes = forks[0].at, []
-    before = [_cut(event, at) for event in scenario.events if event.at < at]
-    after = [e for e in scenario.events if e.at >= at and e.kind != "fork"]
-    if any(event.kind == "rewind" for event in after):
-        raise UserError("A scenario cannot rewind after its fork.")
-    for number, branch in enumerate(forks[0].branches):
-        if branch.say:
-            own = [Event(at, "say", keys=branch.means, text=branch.say)]
-        else:
-            own = [Event(at, "hold", keys=branch.keys)]
-            own += [Event(at, "clear")] if any(e.kind == "say" for e in before) else []
-        events = (*before, *own, *([] if number else after))
-        cues = compile_scenario(replace(scenario, events=events), table)
-        lanes.append(Lane(branch.label, _unwound(cues)))
-    return tuple(lanes)
-
-
-def _cut(event: Event, at: int) -> Event:
-    """Return an event whose keys are let go at step `at`."""
-    if event.kind != "hold":
-        return event
-    left = at - event.at
-    return replace(event, steps=left if event.steps is None else min(event.steps, left))
-
-
-def _unwound(cues: Iterable[Cue]) -> tuple[Cue, ...]:
-    """Return the cues of the path that is left when all is done; the instruction is not rewound."""
-    path: list[Cue] = []
-    told: list[tuple[str | None, tuple[str, ...]]] = []  # in force at each step of the path
-    now: tuple[str | None, tuple[str, ...]] = (None, ())
-    for cue in cues:
-        if cue.rewind:
-            del path[-cue.rewind :], told[-cue.rewind :]
-        before = told[-1] if told else (None, ())
-        now = (None, ()) if cue.clear else now
-        now = (cue.say, cue.means) if cue.say is not None else now
-        say = now[0] if cue.say is not None or now != before else None
-        clear = now[0] is None and before[0] is not None
-        path.append(replace(cue, say=say, clear=clear, rewind=0, means=now[1] if say else ()))
-        told.append(now)
-    return tuple(path)
 
 
 def _start(data: Any) -> Start:

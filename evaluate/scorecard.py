@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from worldmodel.errors import UserError
 from worldmodel.evaluate.metrics import Estimate
 
@@ -26,6 +28,8 @@ class Metric:
         better: 'higher', 'lower', or '' where neither is.
         horizon: steps ahead, or None.
         baselines: the same number for something else, by name: copy, reconstruction…
+        samples: the n values that `value` is the mean of, in the order of the clips; empty where
+            it is no plain mean.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Metric:
     better: str = ""
     horizon: int | None = None
     baselines: Mapping[str, float] = field(default_factory=dict)
+    samples: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,9 @@ class Scorecard:
         device, dtype: what the model ran on.
         settings: the other settings (denoising steps, guidance, clips…).
         metrics, verdicts: the results.
+        data: SHA-256 of what was measured on. Where two scorecards have the same, the samples of
+            a metric belong together one by one. Empty where that is unknown.
+        tables: other findings of plain values, by name.
     """
 
     suite: str
@@ -76,6 +84,8 @@ class Scorecard:
     settings: Mapping[str, Any]
     metrics: tuple[Metric, ...]
     verdicts: tuple[Verdict, ...]
+    data: str = ""
+    tables: Mapping[str, Any] = field(default_factory=dict)
 
     def get(self, name: str, horizon: int | None = None) -> Metric:
         """Return one metric.
@@ -94,10 +104,22 @@ class Scorecard:
         return sorted(found, key=lambda m: m.horizon or 0)
 
     def save(self, path: Path) -> None:
-        """Write the scorecard as JSON; a number that is not finite becomes null."""
+        """Write the scorecard as JSON; a number that is not finite becomes null.
+
+        The samples go to `samples.json` beside it, with six digits.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_plain(dataclasses.asdict(self)), indent=1, allow_nan=False)
-        path.write_text(text + "\n")
+        data = _plain(dataclasses.asdict(self))
+        samples = [metric.pop("samples") for metric in data["metrics"]]
+        path.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+        rows = [
+            {"name": m.name, "horizon": m.horizon, "samples": [_short(v) for v in values]}
+            for m, values in zip(self.metrics, samples, strict=True)
+            if values
+        ]
+        lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+        head = json.dumps(self._identity())
+        _beside(path).write_text(f'{{"of": {head}, "metrics": [\n{lines}\n]}}\n')
 
     @staticmethod
     def load(path: Path) -> "Scorecard":
@@ -110,14 +132,42 @@ class Scorecard:
             data = json.loads(path.read_text())
             metrics = tuple(Metric(**_numbers(m)) for m in data.pop("metrics"))
             verdicts = tuple(Verdict(**v) for v in data.pop("verdicts"))
-            return Scorecard(**data, metrics=metrics, verdicts=verdicts)
+            card = Scorecard(**data, metrics=metrics, verdicts=verdicts)
+            beside = _beside(path)
+            return card._with_samples(json.loads(beside.read_text())) if beside.exists() else card
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is not a scorecard ({error}).") from error
+
+    def _identity(self) -> list[str]:
+        """Return what tells whether samples are this scorecard's."""
+        return [self.suite, self.checkpoint_hash, self.data]
+
+    def _with_samples(self, found: dict[str, Any]) -> "Scorecard":
+        """Return the scorecard with the samples of a file, if they are its own."""
+        if found["of"] != self._identity():
+            return self
+        samples = {
+            (m["name"], m["horizon"]): tuple(math.nan if v is None else v for v in m["samples"])
+            for m in found["metrics"]
+        }
+        metrics = tuple(
+            dataclasses.replace(m, samples=samples.get((m.name, m.horizon), ()))
+            for m in self.metrics
+        )
+        return dataclasses.replace(self, metrics=metrics)
 
 
 def metric(name: str, found: Estimate, **more: Any) -> Metric:
     """Return an estimate as a metric."""
-    return Metric(name, found.value, found.low, found.high, found.n, **more)
+    return Metric(name, found.value, found.low, found.high, found.n, samples=found.samples, **more)
+
+
+def data_hash(*parts: np.ndarray | str) -> str:
+    """Return the SHA-256 of what is measured on: arrays, and texts such as other hashes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).data)
+    return digest.hexdigest()
 
 
 def git_commit() -> str | None:
@@ -131,16 +181,25 @@ def git_commit() -> str | None:
 
 
 def weights_hash(folder: Path) -> str:
-    """Return the SHA-256 over names and bytes of a checkpoint's weights and tokenizer.
+    """Return the SHA-256 over names and bytes of a checkpoint's weights and tokenizer, or a file.
 
-    Not of `config.json`, which may be given these very metrics, nor of an inverse-dynamics model.
+    Not of `config.json`, which may be given these very metrics, nor of readers of frames.
     """
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")]):
-        if path.stem != "idm":
+    files = [*folder.glob("*.safetensors"), *folder.glob("tokenizer.json")]
+    for path in [folder] if folder.is_file() else sorted(files):
+        if path.stem not in ("idm", "pose"):
             digest.update(path.name.encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name("samples.json")
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
 
 
 def _plain(value: Any) -> Any:

@@ -23,15 +23,18 @@ from worldmodel.errors import UserError, suggest
 from worldmodel.evaluate import metrics, sheets
 from worldmodel.evaluate.checks import LUMA, READ_STEPS, RULES, STEP, Ground, Judgement, Seen, judge
 from worldmodel.evaluate.config import EvalConfig
+from worldmodel.evaluate.cues import Cue, Lane, compile_lanes
+from worldmodel.evaluate.imaginer import Guest
 from worldmodel.evaluate.quick import Outcome
 from worldmodel.evaluate.rollouts import FrameEncoder, Imagination, encode, reconstruct
-from worldmodel.evaluate.scenario import Cue, Lane, Scenario, compile_lanes, load_scenario
-from worldmodel.evaluate.scorecard import Verdict, metric
+from worldmodel.evaluate.scenario import Scenario, SuiteFile, load_scenario, load_suite_file
+from worldmodel.evaluate.scorecard import Verdict, data_hash, metric
 from worldmodel.evaluate.sheets import Row, Sheet
 from worldmodel.evaluate.starts import Given, find_start, open_world
 from worldmodel.world import World
 
 SUITES = Path(__file__).parent / "suites"
+SUITE_FILE = "suite.yaml"
 ANCHORS = 16  # first frames of the world's levels that say how bright an average place is
 SLACK = 1.2  # by which the real range of sharpness is widened: the frames it is read from are few
 _COLUMNS = 9
@@ -81,13 +84,22 @@ def suites() -> tuple[str, ...]:
 def load_suite(place: Path) -> dict[str, Scenario]:
     """Return the scenarios of a folder, or the one of a file, by name.
 
+    A folder's `suite.yaml` may include bundled suites, and say how many starts are used.
+
     Raises:
         UserError: no such place, none in it, or a file that is no scenario.
     """
     paths = sorted(place.glob("*.yaml")) if place.is_dir() else [place]
     if not paths:
         raise UserError(f"There are no scenario files (*.yaml) in {place}.")
-    return {path.stem: load_scenario(path) for path in paths}
+    head, found = SuiteFile(), dict[str, Scenario]()
+    if place.is_dir() and (place / SUITE_FILE) in paths:
+        paths.remove(place / SUITE_FILE)
+        head = load_suite_file(place / SUITE_FILE)
+        for name in head.include:
+            found |= bundled_suite(name)
+    found |= {path.stem: load_scenario(path) for path in paths}
+    return {name: replace(one, seeds=one.seeds[: head.starts]) for name, one in found.items()}
 
 
 def bundled_suite(name: str) -> dict[str, Scenario]:
@@ -104,7 +116,7 @@ def bundled_suite(name: str) -> dict[str, Scenario]:
 def run_scenarios(
     dream: Imagination, encoder: FrameEncoder, scenarios: Mapping[str, Scenario], config: EvalConfig
 ) -> Outcome:
-    """Play scenarios and judge them by their checks.
+    """Play scenarios and judge them by their checks; with a guest, those without sentences.
 
     Raises:
         UserError: keys or frames that are not the model's, a check that lacks what it compares.
@@ -114,6 +126,8 @@ def run_scenarios(
         with _named(name):
             lanes[name] = compile_lanes(scenario, dream.spec.actions)
             require(scenario, lanes[name])
+    if isinstance(dream, Guest):
+        scenarios = _unspoken(scenarios, lanes, dream)
     results: list[Outcome] = []
     with ExitStack() as stack:
         worlds: dict[tuple[str | None, str | None], Reality] = {}
@@ -131,6 +145,7 @@ def run_scenarios(
         tuple(m for one in results for m in one.metrics),
         tuple(v for one in results for v in one.verdicts),
         tuple(s for one in results for s in one.sheets),
+        data=data_hash(*(one.data for one in results)),
     )
 
 
@@ -268,6 +283,7 @@ def _run(
         tuple(_metric(name, one) for one in found),
         tuple(_verdict(name, one) for one in found),
         (_sheet(name, lanes, frames, ground.real, seeds, found),),
+        data=data_hash(repr(scenario), repr(seeds), frames[:, :, 0]),
     )
 
 
@@ -315,6 +331,18 @@ def measure_ground(
     options = dict.fromkeys([(), *((key,) for key in table.keys), *(k for k in expected if k)])
     names = tuple(_label(keys) or "none" for keys in options)
     return replace(ground, names=names, candidates=encode(encoder, held(options)))
+
+
+def _unspoken(
+    scenarios: Mapping[str, Scenario], lanes: Mapping[str, Sequence[Lane]], guest: Guest
+) -> dict[str, Scenario]:
+    """Return the scenarios in which nothing is said, and tell which are left out."""
+    said = {name for name in lanes if any(cue.say for lane in lanes[name] for cue in lane.cues)}
+    if said:
+        print(f"left out, as {guest.name} reads no sentences: {', '.join(sorted(said))}")
+    if len(said) == len(lanes):
+        raise UserError(f"The imaginer '{guest.name}' reads no sentences; these scenarios do.")
+    return {name: one for name, one in scenarios.items() if name not in said}
 
 
 @contextmanager
@@ -379,15 +407,18 @@ def _sheet(
     """Draw the first start: of each branch the real world, if there is one, above the model."""
     steps = frames.shape[2] - 1
     at = np.unique(np.linspace(0, steps, min(_COLUMNS, steps + 1)).round().astype(int))
-    rows = []
+    tiles = []
     for b, lane in enumerate(lanes):
+        keys = ("", *("+".join(cue.keys) for cue in lane.cues))
         if real:
-            rows.append(Row(_short("real", lane), real.frames[0, b, at]))
-        rows.append(Row(_short("model", lane), frames[0, b, at]))
+            tiles.append(Row(_short("real", lane), real.frames[0, b], keys))
+        tiles.append(Row(_short("model", lane), frames[0, b], keys))
+    rows = [Row(row.label, row.frames[at]) for row in tiles]
     heads = ["given", *(f"+{t}" for t in at[1:])]
     passed = ", ".join(f"{one.check} {'passes' if one.passed else 'fails'}" for one in found)
     caption = f"{steps} steps from start {seeds[0]}; {passed or 'no checks'}"
-    return Sheet(f"skill_{name}", name.replace("-", " "), caption, sheets.draw(rows, heads, 80))
+    drawn = sheets.draw(rows, heads, 80), sheets.animate(tiles)
+    return Sheet(f"skill_{name}", name.replace("-", " "), caption, *drawn)
 
 
 def _short(hand: str, lane: Lane) -> str:

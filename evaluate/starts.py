@@ -2,16 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from worldmodel.actions import Action
 from worldmodel.errors import UserError
 from worldmodel.evaluate.scenario import Start
+from worldmodel.replay import Replay, action_at
 from worldmodel.world import Episode, World, WorldSpec
+
+if TYPE_CHECKING:
+    from worldmodel.datasets.store import EpisodeStore
 
 CONTEXT_FRAMES = 4
 """Frames taken from a recorded episode."""
+
+LEAST_SIDE = 16
+"""Pixels that a picture needs on each side, to be one."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +72,36 @@ def open_world(start: Start, spec: WorldSpec) -> World:
         world.close()
         world = make(start.world, **options, size=ours.height)
         theirs = world.spec
-    if (theirs.height, theirs.width) != (ours.height, ours.width):
+    try:
+        _refuse_misfit(f"World '{start.world}'", theirs, ours)
+    except UserError:
         world.close()
+        raise
+    return world
+
+
+def open_recordings(path: str, spec: WorldSpec) -> Replay:
+    """Open a store as a world whose seeds are the numbers of its episodes.
+
+    Raises:
+        UserError: no such store, or one with other frames or keys than `spec`.
+    """
+    store = _open_store(path)
+    _refuse_misfit(f"Store '{path}'", store.spec, spec)
+    return Replay(store.spec, partial(_episode, store))
+
+
+def _refuse_misfit(name: str, theirs: WorldSpec, ours: WorldSpec) -> None:
+    if (theirs.height, theirs.width) != (ours.height, ours.width):
         raise UserError(
-            f"World '{start.world}' has frames of {theirs.width}x{theirs.height} pixels, the "
+            f"{name} has frames of {theirs.width}x{theirs.height} pixels, the "
             f"model imagines {ours.width}x{ours.height}. Start in a world of that size."
         )
     if theirs.actions.keys != ours.actions.keys:
-        world.close()
         raise UserError(
-            f"World '{start.world}' has the keys {', '.join(theirs.actions.keys)}, but the model "
+            f"{name} has the keys {', '.join(theirs.actions.keys)}, but the model "
             f"knows {', '.join(ours.actions.keys)}. Start in the world it was trained on."
         )
-    return world
 
 
 def _picture(path: str, spec: WorldSpec) -> np.ndarray:
@@ -84,44 +110,49 @@ def _picture(path: str, spec: WorldSpec) -> np.ndarray:
 
     try:
         with Image.open(path) as image:
-            fitted = ImageOps.fit(
-                image.convert("RGB"), (spec.width, spec.height), Image.Resampling.BOX
-            )
+            upright = ImageOps.exif_transpose(image).convert("RGB")
     except UnidentifiedImageError as error:
         raise UserError(f"The start image '{path}' is no picture that can be read.") from error
-    except (OSError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"Cannot read the start image '{path}': {reason}.") from error
-    return np.asarray(fitted, dtype=np.uint8)
+    if min(upright.size) < LEAST_SIDE:
+        raise UserError(
+            f"The start image '{path}' has only {upright.width}x{upright.height} pixels; it needs "
+            f"{LEAST_SIDE} on each side."
+        )
+    shrinks = upright.width >= spec.width and upright.height >= spec.height
+    how = Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC
+    return np.asarray(ImageOps.fit(upright, (spec.width, spec.height), how), dtype=np.uint8)
 
 
 def _recorded(start: Start, spec: WorldSpec) -> Given:
-    from worldmodel.datasets.disk import place
-    from worldmodel.datasets.store import EpisodeStore
-
     assert start.store is not None
-    if not place(start.store).exists():
-        raise UserError(f"There is no store at '{start.store}', which the start names.")
-    store = EpisodeStore(start.store)
-    if start.episode >= len(store.ids):
-        raise UserError(
-            f"The store '{start.store}' has {len(store.ids)} episodes, numbered from 0; "
-            f"the start names episode {start.episode}."
-        )
-    episode = store.read(store.ids[start.episode])
+    store = _open_store(start.store)
+    episode = _episode(store, start.episode)
     if start.step > episode.num_steps:
         raise UserError(
             f"Episode {start.episode} of '{start.store}' has {episode.num_steps} steps; "
             f"the start names step {start.step}."
         )
     first = max(0, start.step - CONTEXT_FRAMES + 1)
-    actions = [_action(episode, index, spec) for index in range(first, start.step)]
+    actions = [action_at(episode, index, spec.actions) for index in range(first, start.step)]
     return Given(episode.frames[first : start.step + 1], tuple(actions))
 
 
-def _action(episode: Episode, index: int, spec: WorldSpec) -> Action:
-    mask = int(episode.keys[index])
-    if mask:
-        return spec.actions.from_mask(mask)
-    dx, dy, dyaw = (float(value) for value in episode.actions[index])
-    return Action((), dx, dy, dyaw)
+def _open_store(path: str) -> "EpisodeStore":
+    from worldmodel.datasets.disk import place
+    from worldmodel.datasets.store import EpisodeStore
+
+    if not place(path).exists():
+        raise UserError(f"There is no store at '{path}', which the start names.")
+    return EpisodeStore(path)
+
+
+def _episode(store: "EpisodeStore", number: int) -> Episode:
+    if not 0 <= number < len(store.ids):
+        raise UserError(
+            f"The store '{store.path}' has {len(store.ids)} episodes, numbered from 0; "
+            f"the start names episode {number}."
+        )
+    return store.read(store.ids[number])

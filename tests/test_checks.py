@@ -17,13 +17,8 @@ from worldmodel.evaluate import run as run_
 from worldmodel.evaluate import skills
 from worldmodel.evaluate.checks import RULES, Ground, Seen, judge
 from worldmodel.evaluate.config import EvalConfig
-from worldmodel.evaluate.scenario import (
-    CHECKS,
-    Check,
-    compile_lanes,
-    load_scenario,
-    parse_scenario,
-)
+from worldmodel.evaluate.cues import compile_lanes
+from worldmodel.evaluate.scenario import CHECKS, Check, load_scenario, parse_scenario
 from worldmodel.evaluate.scorecard import Scorecard
 from worldmodel.world import Step, WorldSpec
 
@@ -108,6 +103,7 @@ CASES = {
     "still": {"steps": 12},
     "returns": {"steps": 8, "events": [{"at": 0, "hold": "a", "for": 4}, {"at": 4, "hold": "d"}]},
     "stops": {"steps": 20, "events": [{"at": 0, "hold": "w"}]},
+    "goes_on": {"steps": 10, "events": [{"at": 0, "hold": "d"}]},
     "same": {"steps": 8, "events": [{"at": 0, "fork": ["d", {"say": "turn right", "means": "d"}]}]},
     "differs": {"steps": 6, "events": [{"at": 0, "fork": ["a", "d", "s"]}]},
     "follows": {
@@ -269,10 +265,45 @@ def test_the_bundled_suite_is_sound():
         assert one.checks
         assert one.start.split == "val"
         assert len(one.seeds) >= 8
+    for side in ("left", "right"):
+        (lane,) = compile_lanes(suite[f"instructions-combined-{side}"], ACTIONS)
+        assert held_out(lane.cues[0].say or "") == "combination"
     reworded = {lane.label for lane in compile_lanes(suite["instructions-reworded"], ACTIONS)}
     assert {held_out(label) for label in reworded} == {"phrasing"}
     seen = {lane.label for lane in compile_lanes(suite["instructions"], ACTIONS)}
     assert {held_out(label) for label in seen} == {None}
+
+
+def test_quick_and_full_are_the_skills_from_fewer_starts_and_with_more_to_do():
+    assert skills.suites() == ("full", "quick", "skills")
+    every, quick, full = (skills.bundled_suite(name) for name in ("skills", "quick", "full"))
+    assert quick.keys() == every.keys() < full.keys()
+    assert all(one.seeds == every[name].seeds[:2] for name, one in quick.items())
+    assert full["stand-still-long"].steps == 128
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("include: [skils]", "Did you mean 'skills'"),
+        ("includes: [skills]", "Did you mean 'include'"),
+        ("starts: none", "Suite file .*whole number"),
+        ("include: [", "suite file .*is not YAML"),
+    ],
+)
+def test_a_wrong_suite_file_is_told_in_a_sentence(tmp_path, text, message):
+    (tmp_path / "suite.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        skills.load_suite(tmp_path)
+
+
+def test_a_suite_of_ones_own_can_build_on_a_bundled_one(tmp_path):
+    (tmp_path / "suite.yaml").write_text("include: [skills]\nstarts: 3\n")
+    (tmp_path / "stand-still.yaml").write_text("{start: {seed: 1}, steps: 2, checks: [still]}")
+    found = skills.load_suite(tmp_path)
+    assert found.keys() == skills.bundled_suite("skills").keys()
+    assert found["stand-still"].steps == 2
+    assert len(found["wishes"].seeds) == 3
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +344,7 @@ def test_the_command_judges_scenarios_and_reports_them(tiny, tmp_path, capsys):
     assert {"denoise_steps", "guidance", "starts"} == set(card.settings)
     page = (out / "index.html").read_text()
     assert "<h2>Skills</h2>" in page
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/webp") == 2
     assert (out / "skill_real.png").read_bytes()[1:4] == b"PNG"
     assert "real: returns" in capsys.readouterr().out
     assert json.loads((out / "scorecard.json").read_text())["store"] == ""
@@ -335,7 +366,9 @@ def test_a_session_that_was_kept_runs_as_a_scenario(tiny, tmp_path):
     played.append(session.advance().frame)
     head = Head(checkpoint=tiny, seed=5)
     path = tmp_path / "kept.yaml"
-    path.write_text(to_yaml(scenario_of(session.tree, session.at, head, False)))
+    path.write_text(
+        to_yaml(scenario_of(session.tree, session.at, head, session.start_of(session.at)))
+    )
 
     kept = load_scenario(path)
     dream = skills.seeded(Dream.load(tiny, seed=0, **options), kept)
@@ -365,7 +398,8 @@ def test_a_wrong_suite_or_file_is_told_before_the_model_is_loaded(changes, messa
 
 def test_scorecards_are_laid_side_by_side(tmp_path, torus, capsys):
     for name, model in (("a", Ideal), ("b", Deaf)):
-        outcome = skills.run_scenarios(model(), Blocks(), {"it": scenario("follows")}, EvalConfig())
+        many = scenario("follows", seeds=list(range(8)))
+        outcome = skills.run_scenarios(model(), Blocks(), {"it": many}, EvalConfig())
         card = Scorecard(
             suite="mine", checkpoint=name, checkpoint_hash="", store="", split="", seed=0,
             commit=None, version="0", device="cpu", dtype="float32", settings={},

@@ -16,10 +16,13 @@ from worldmodel.datasets.store import EpisodeStore, EpisodeWriter
 from worldmodel.errors import UserError
 from worldmodel.evaluate import run as run_
 from worldmodel.evaluate.config import EvalConfig
-from worldmodel.evaluate.inverse_dynamics import IdmConfig, save_idm, train_idm
+from worldmodel.evaluate.inverse_dynamics import train_idm
+from worldmodel.evaluate.planning import integrate
+from worldmodel.evaluate.pose import PoseReader, has_pose
 from worldmodel.evaluate.quick import run_quick
 from worldmodel.evaluate.rollouts import imagine, sample_clips
 from worldmodel.evaluate.scorecard import Scorecard
+from worldmodel.evaluate.triples import ReaderConfig, save_reader
 from worldmodel.world import Annotation, Episode, Step, WorldSpec
 
 SIZE = 32
@@ -33,8 +36,9 @@ TABLE = ActionTable(
 )
 SPEC = WorldSpec("scroll", TABLE, SIZE, SIZE)
 SMALL = EvalConfig(
-    clips=8, horizon=16, starts=2, key_steps=32, batch=3, texts=20, instructions=("turn right",)
-)
+    clips=8, horizon=16, starts=2, key_steps=32, batch=3, texts=20, instructions=("turn right",),
+    pose="none",
+)  # fmt: skip
 
 
 def follow(frame, action):
@@ -59,7 +63,8 @@ def make_store(path, episodes=24, steps=63):
         split = "train" if seed < 18 else "val"
         info = {"split": split, "seed": seed, "world": "scroll", "level_seed": seed, "policy": "x"}
         actions = np.array([(m.dx, m.dy, m.dyaw) for m in moves], np.float32)
-        writer.write(Episode(np.stack(frames), actions, keys, {}, notes, info))
+        facts = {"pose": integrate(moves).astype(np.float32)}
+        writer.write(Episode(np.stack(frames), actions, keys, facts, notes, info))
     return EpisodeStore(path)
 
 
@@ -153,7 +158,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def idm(store):
-    return train_idm(store, IdmConfig(steps=110, batch=32))
+    return train_idm(store, ReaderConfig(steps=110, batch=32))
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +234,31 @@ def test_a_model_that_does_not_listen_has_no_gap_and_no_other_key(evaluate):
     assert not found["32 steps of 'd' neither freeze nor dissolve"]
 
 
+def test_wrong_actions_cost_a_model_that_listens_and_nothing_a_deaf_one(evaluate):
+    for kind, costs in ((Scroll, True), (Deaf, False)):
+        _, card = evaluate(kind)
+        for wrong in ("shuffled", "time_shuffled", "zeroed"):
+            ratio = card.get(f"action_ratio_{wrong}")  # at the last step order makes no difference
+            assert (ratio.low > 1.5) == costs
+            assert costs or ratio.value == pytest.approx(1)
+        assert (card.get("counterfactual_psnr").low > 0) == costs
+        assert len(card.curve("counterfactual_psnr")) == 16
+
+
+def test_pose_and_drift_are_measured_where_they_can_be(store, idm):
+    assert has_pose(store)
+    config = dataclasses.replace(SMALL, clips=2, horizon=4, key_steps=2, drift=32, questions=0)
+    reader = PoseReader(SIZE, SIZE).eval()
+    outcome = run_quick(Scroll(), BlockEncoder(), store, idm, config, reader)
+    found = {(m.name, m.horizon): m for m in outcome.metrics}
+    assert found["pose_position", 4].baselines["told"] == pytest.approx(0, abs=1e-4)
+    assert {"real", "reconstruction", "still"} < found["pose_yaw", 1].baselines.keys()
+    assert [h for name, h in found if name == "drift"] == [16, 32]
+    without = run_quick(Scroll(), BlockEncoder(), store, idm, dataclasses.replace(config, drift=0))
+    assert not {m.name for m in without.metrics} & {"drift", "pose_position"}
+    assert run_.find_pose(dataclasses.replace(config, pose="none"), store) is None
+
+
 def test_batched_rollouts_equal_single_ones(store):
     clips = sample_clips(store, "val", 7, 4, 8)
     plans = clips.plans(TABLE)
@@ -289,7 +319,7 @@ def run_main(tmp_path, store, idm, monkeypatch, **changes):
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text("{}")
     (folder / "core.safetensors").write_bytes(b"weights")
-    save_idm(idm, folder / "idm.safetensors")
+    save_reader(idm, folder / "idm.safetensors")
     dream = SimpleNamespace(Dream=SimpleNamespace(load=lambda *_, **__: Scroll()))
     monkeypatch.setitem(sys.modules, "worldmodel.dream", dream)
     config = dataclasses.replace(
@@ -311,7 +341,7 @@ def test_the_command_writes_a_scorecard_and_a_page_that_loads_nothing(
     page.feed((out / "index.html").read_text())
     assert page.open == []
     assert page.loads
-    assert all(link.startswith("data:image/png") for link in page.loads)
+    assert all(link.startswith(("#", "data:image/", "data:video/")) for link in page.loads)
     assert (out / "key_w.png").read_bytes()[1:4] == b"PNG"
     printed = capsys.readouterr().out
     assert "index.html" in printed
@@ -327,6 +357,8 @@ def test_the_command_writes_a_scorecard_and_a_page_that_loads_nothing(
         ({"horizon": 500}, "shorter horizon"),
         ({"clips": 0}, "clips=0 is too small"),
         ({"questions": -1}, "questions=-1 is too small"),
+        ({"drift": 8}, "shorter than a window"),
+        ({"drift": 400}, "shorter horizon"),
         ({"prose": "nowhere.zarr"}, "nowhere.zarr"),
     ],
 )
@@ -351,7 +383,7 @@ def test_a_trained_reader_is_cached_until_the_store_changes(tmp_path, monkeypatc
 
     def train(store):
         trained.append(1)
-        return train_idm(store, IdmConfig(steps=2, batch=4))
+        return train_idm(store, ReaderConfig(steps=2, batch=4))
 
     monkeypatch.setattr(run_, "train_idm", train)
     config = dataclasses.replace(SMALL, store=str(store.path))

@@ -9,6 +9,7 @@ import torch
 from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.errors import UserError
 from worldmodel.evaluate import inverse_dynamics as idm_
+from worldmodel.evaluate import triples
 from worldmodel.world import Episode, WorldSpec
 
 TABLE = ActionTable(
@@ -42,7 +43,7 @@ def memory_store(count=30):
 
 @pytest.fixture(scope="module")
 def trained():
-    return idm_.train_idm(memory_store(), idm_.IdmConfig(steps=120, batch=32))
+    return idm_.train_idm(memory_store(), triples.ReaderConfig(steps=120, batch=32))
 
 
 def test_it_reads_a_moving_pattern_that_it_has_not_seen(trained):
@@ -59,7 +60,7 @@ def test_it_reads_a_moving_pattern_that_it_has_not_seen(trained):
 
 
 def test_training_is_deterministic_and_leaves_the_global_generator_alone():
-    config = idm_.IdmConfig(steps=3, batch=8)
+    config = triples.ReaderConfig(steps=3, batch=8)
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     one, two = (idm_.train_idm(memory_store(3), config) for _ in range(2))
@@ -70,19 +71,19 @@ def test_training_is_deterministic_and_leaves_the_global_generator_alone():
 
 def test_saved_and_loaded_it_reads_the_same(trained, tmp_path):
     path = tmp_path / "sub" / "idm.safetensors"
-    idm_.save_idm(trained, path, "data-1")
+    triples.save_reader(trained, path, "data-1")
     again = idm_.load_idm(path)
     frames = episode(77).frames
     assert np.array_equal(again.predict(frames), trained.predict(frames))
     assert (again.keys, again.masks) == (trained.keys, trained.masks)
-    assert idm_.trained_on(path) == "data-1"
-    assert idm_.trained_on(tmp_path / "none.safetensors") == ""
+    assert triples.trained_on(path) == "data-1"
+    assert triples.trained_on(tmp_path / "none.safetensors") == ""
 
 
 @pytest.mark.parametrize("harm", ["truncate", "json", "missing"])
 def test_damaged_or_missing_files_give_one_sentence(trained, tmp_path, harm):
     path = tmp_path / "idm.safetensors"
-    idm_.save_idm(trained, path)
+    triples.save_reader(trained, path)
     if harm == "truncate":
         path.write_bytes(path.read_bytes()[:1000])
     elif harm == "json":

@@ -343,6 +343,9 @@ def test_the_command_compares_plans_with_recorded_paths(made, tmp_path, capsys):
     assert found["ate"]["baselines"]["recorded"] == pytest.approx(0, abs=1e-6)
     with Image.open(tmp_path / "strip.png") as strip:
         assert strip.width > 6 * 96
+    page = (tmp_path / "index.html").read_text()
+    assert "<h1>" in page
+    assert "data:video/mp4" in page
     printed = capsys.readouterr().out
     assert "smaller ATE than random" in printed
     assert "strip.png" in printed

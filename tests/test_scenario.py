@@ -4,7 +4,8 @@ import pytest
 
 from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.errors import UserError
-from worldmodel.evaluate.scenario import Cue, Start, compile_scenario, load_scenario, parse_scenario
+from worldmodel.evaluate.cues import Cue, compile_scenario
+from worldmodel.evaluate.scenario import Branch, Start, load_scenario, parse_scenario
 
 TABLE = ActionTable(
     tuple(ActionRow(f"key {k}", k, f"does {k}", dx=float(i)) for i, k in enumerate("wasd"))
@@ -79,13 +80,34 @@ def test_refuses_with_the_place_and_the_remedy(data, parts):
         assert part in str(caught.value)
 
 
-def test_refuses_keys_the_world_lacks_and_forks():
+def test_refuses_keys_that_the_world_lacks():
     unknown = parse_scenario({"steps": 2, "events": [{"at": 0, "hold": "w+x"}]})
     with pytest.raises(UserError, match="Unknown key 'x'"):
         compile_scenario(unknown, TABLE)
-    fork = parse_scenario({"steps": 2, "events": [{"at": 1, "fork": ["w", "a"]}]})
-    with pytest.raises(UserError, match="fork event at step 1 is not supported yet"):
+    fork = parse_scenario({"steps": 2, "events": [{"at": 1, "fork": ["w", "x"]}]})
+    with pytest.raises(UserError, match="Unknown key 'x'"):
         compile_scenario(fork, TABLE)
+
+
+def test_a_fork_is_open_until_the_next_event_and_its_first_branch_goes_on():
+    events = [
+        {"at": 0, "hold": "s"},
+        {"at": 1, "say": "turn right"},
+        {"at": 2, "fork": ["w", "a", {"say": "turn left"}]},
+        {"at": 5, "press": "a"},
+        {"at": 6, "fork": [{"say": "go"}, "d"]},
+    ]
+    cues = compile_scenario(parse_scenario({"steps": 8, "events": events}), TABLE)
+    assert [cue.keys for cue in cues] == [
+        *[("s",), ("s",), ("w",), ("w",), ("w",), ("w", "a"), (), ()],
+    ]
+    assert [len(cue.fork) for cue in cues] == [0, 0, 3, 0, 0, 0, 2, 0]
+    assert [i for i, cue in enumerate(cues) if cue.pick] == [5]  # the other is open to the end
+    assert cues[2].fork[2] == Branch(say="turn left")
+    assert (cues[2].clear, cues[6].say) == (True, "go")
+    crowded = [{"at": 2, "fork": ["w", "a"]}, {"at": 2, "say": "go"}]
+    with pytest.raises(UserError, match="step 2 has another event in the same step"):
+        compile_scenario(parse_scenario({"steps": 8, "events": crowded}), TABLE)
 
 
 @pytest.mark.parametrize(

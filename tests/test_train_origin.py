@@ -47,7 +47,7 @@ def test_a_run_from_a_checkpoint_trains_its_core_on(store, origin, tmp_path):
     for name, value in begun.encoder.state_dict().items():
         assert torch.equal(more.encoder.state_dict()[name], value), name
     assert more.tokenizer.to_json() == begun.tokenizer.to_json()
-    assert more.details["training"]["init"] == str(origin)
+    assert more.details["training"]["init"] == origin.name
 
 
 def test_the_window_may_change(store, origin, tmp_path):
