@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from worldmodel.rotary import rotary_table, rotate
 from worldmodel.sequence import Document, Frame, Text, attention_mask, pack
 from worldmodel.text import EOS
 from worldmodel.train.core import run
-from worldmodel.rotary import rotary_table, rotate
 from worldmodel.transformer import Core, CoreConfig, RMSNorm, _attend
 
 FFNS = ("dense", "modality", "moe")

@@ -293,7 +293,8 @@ def _export(run: Run, tokenizer: TextTokenizer) -> None:
                 "episodes": run.recordings.num_episodes,
                 "frames": len(run.recordings.frames),
             },
-            "training": training | ({"init": run.config.init} if run.config.init else {}),
+            "training": training
+            | ({"init": Path(run.config.init).name} if run.config.init else {}),
         },
     )
     checkpoints.save(checkpoint, run.folder / "checkpoint")
