@@ -33,10 +33,10 @@ from worldmodel.evaluate.rollouts import (
     reconstruct,
     sample_clips,
 )
-from worldmodel.evaluate.routing import routed
 from worldmodel.evaluate.scorecard import Metric, Verdict, data_hash, metric
 from worldmodel.evaluate.sensitivity import measure_sensitivity, wrong_plans
 from worldmodel.evaluate.sheets import Sheet
+from worldmodel.moe import routers
 
 BEATS_COPY_TO = 16  # steps ahead up to which the model has to be better than the last frame
 IDM_RATIO = 0.75
@@ -249,7 +249,7 @@ def look_inside(
     """Say which experts serve what, where the model is a `Dream` with experts to choose from."""
     engine: Any = getattr(dream, "engine", None)
     count = min(config.experts, len(clips))
-    if engine is None or not routed(engine.core) or not count:
+    if engine is None or not routers(engine.core) or not count:
         return Outcome((), (), ())
     texts = held_out_texts(read_notes(store, config.split, config.seed), 4 * count)
     some = clips.take(range(count))

@@ -8,12 +8,7 @@ from typing import Any
 
 import torch
 
-from worldmodel.moe import Router
-
-
-def routed(core: Any) -> list[Router]:
-    """Return the routers of a core, first block first; none where it has no experts to choose."""
-    return [module for module in core.modules() if isinstance(module, Router)]
+from worldmodel.moe import Router, routers
 
 
 class Tally:
@@ -23,11 +18,11 @@ class Tally:
     fill up.
 
     Args:
-        core: with one router at least, see `routed`.
+        core: with one router at least, see `worldmodel.moe.routers`.
     """
 
     def __init__(self, core: Any) -> None:
-        self._routers = routed(core)
+        self._routers = routers(core)
         self._tokens = 0  # of each stream, in the pass that runs
         self._counts = self._zeros()
         self._hooks = [core.register_forward_pre_hook(self._enter)]

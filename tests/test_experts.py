@@ -9,7 +9,8 @@ import torch
 
 from worldmodel.evaluate import experts
 from worldmodel.evaluate.rollouts import Clips
-from worldmodel.evaluate.routing import Tally, routed
+from worldmodel.evaluate.routing import Tally
+from worldmodel.moe import routers
 from worldmodel.stream import Engine, Pass
 
 
@@ -54,7 +55,7 @@ def test_every_pick_is_counted_where_it_belongs(engine, clips, monkeypatch):
     # Words: <bos>, and for each frame its action, <boi> and <eoi>; the first clip has a sentence.
     words = picks[:, :, 0].sum(-1)
     assert np.all(words[0] > words[1])
-    assert not [hook for router in routed(engine.core) for hook in router._forward_hooks]
+    assert not [hook for router in routers(engine.core) for hook in router._forward_hooks]
 
 
 def known(text, seen, made):

@@ -10,10 +10,10 @@ import torch
 from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.errors import UserError
 from worldmodel.flops import cost, training_flops_per_token
-from worldmodel.moe import FeedForward
+from worldmodel.moe import FeedForward, routers
 from worldmodel.sequence import Document, Frame, Text, attention_mask, block_mask, pack
 from worldmodel.text import train_tokenizer
-from worldmodel.train.core import CoreTask, CoreTraining, routers, run
+from worldmodel.train.core import CoreTask, CoreTraining, run
 from worldmodel.train.data import Recordings
 from worldmodel.train.samples import Mixture, Sampler
 from worldmodel.transformer import Core, CoreConfig

@@ -1,9 +1,8 @@
 """The real world beside the dream: it goes where the dream goes, or says why it waits."""
 
+import functools
 import os
 import runpy
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from worldmodel.world import Episode, Step, WorldSpec
 TOY_PATH = Path(__file__).with_name("viewer_toy.py")
 TOY = runpy.run_path(str(TOY_PATH))
 ToyDream, TABLE = TOY["ToyDream"], TOY["TABLE"]
+play = functools.partial(TOY["play"], timeout_s=120)
 NOTHING = Action()
 
 
@@ -363,19 +363,6 @@ def test_what_cannot_be_put_beside_is_said(tmp_path, monkeypatch, name, part):
 
 
 # The program
-
-
-def play(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
-    return subprocess.run(
-        [sys.executable, TOY_PATH, "headless=true", *arguments],
-        cwd=folder,
-        env={key: value for key, value in os.environ.items() if key not in hidden},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def frames_of(path: Path) -> np.ndarray:

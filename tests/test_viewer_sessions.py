@@ -2,8 +2,6 @@
 
 import os
 import runpy
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from worldmodel.viewer.textbox import Typist
 TOY_PATH = Path(__file__).with_name("viewer_toy.py")
 TOY = runpy.run_path(str(TOY_PATH))
 ToyDream, TABLE = TOY["ToyDream"], TOY["TABLE"]
+play = TOY["play"]
 
 COMMANDS = (
     *[Advance(("w",))] * 5,
@@ -52,19 +51,6 @@ def a_session(path: Path, commands=COMMANDS, sha256="") -> Path:
         journal.write(command, 0)
     journal.close()
     return path
-
-
-def play(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
-    return subprocess.run(
-        [sys.executable, TOY_PATH, "headless=true", *arguments],
-        cwd=folder,
-        env={key: value for key, value in os.environ.items() if key not in hidden},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 def frames_of(path: Path) -> np.ndarray:

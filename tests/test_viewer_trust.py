@@ -16,7 +16,7 @@ os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 from worldmodel.dream import Dream
 from worldmodel.encoders.pixels import Pixels, PixelsConfig
-from worldmodel.evaluate.routing import routed
+from worldmodel.moe import routers
 from worldmodel.stream import Engine as Model
 from worldmodel.transformer import Core
 from worldmodel.viewer.commands import Advance, Denoise, Experts, Jump, Pause, Rewind
@@ -188,7 +188,7 @@ def test_the_picks_of_the_experts_add_up(guidance):
     instruments.after(dream, alone=True)
     routing = instruments.dials.routing
     assert routing is not None
-    router = routed(engine.core)[0]
+    router = routers(engine.core)[0]
     words = len(engine.checkpoint.tokenizer.encode(text)) + 2  # <boi> and <eoi>
     passes = dream.denoise_steps + 1
     assert len(routing.picks) == config.depth

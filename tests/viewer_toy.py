@@ -6,6 +6,7 @@
 """
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -128,6 +129,22 @@ class ToyDream:
 
     def close(self) -> None:
         self.closed = True
+
+
+def play(
+    folder: Path, *arguments: str, timeout_s: float = 60
+) -> "subprocess.CompletedProcess[str]":
+    """Run the program below in a folder, without a display."""
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    return subprocess.run(
+        [sys.executable, __file__, "headless=true", *arguments],
+        cwd=folder,
+        env={key: value for key, value in os.environ.items() if key not in hidden},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
 
 
 def _value(text: str) -> object:

@@ -21,8 +21,8 @@ from worldmodel.flow import (
     sample,
     shortcut_target,
 )
-from worldmodel.moe import Router
-from worldmodel.sequence import Batch, Document, Text, attention_mask, pack, visibility
+from worldmodel.moe import routers
+from worldmodel.sequence import RULED, Batch, Document, Text, attention_mask, pack, visibility
 from worldmodel.train.centring import LossCentre
 from worldmodel.train.distributed import total
 from worldmodel.train.loader import Loader
@@ -262,8 +262,7 @@ class CoreTask(Task):
         real = batch.doc >= 0
         self._done += torch.stack([real.sum(), torch.tensor(frames, device=real.device)])
         if not self._flops:
-            few = {name: getattr(batch, name)[:4] for name in ("doc", "order", "copy", "target")}
-            few |= {"step": batch.step[:4], "expire": batch.expire[:4]}
+            few = {name: getattr(batch, name)[:4] for name in RULED}
             keys = attention_mask(replace(batch, **few)).sum() / few["doc"].numel()
             share = batch.vision.sum() / real.sum()
             config = self.module.config
@@ -373,11 +372,6 @@ class CoreTask(Task):
 def _mean(values: torch.Tensor) -> torch.Tensor:
     """Return the mean, 0 for no values: a batch may be of text alone, or hold none."""
     return values.mean() if len(values) else values.sum()
-
-
-def routers(core: Core) -> list[Router]:
-    """The routers of a core, from the first block to the last; none for other feed-forwards."""
-    return [module for module in core.modules() if isinstance(module, Router)]
 
 
 def count_tokens(document: Document, frame_tokens: int, in_place: bool = False) -> int:

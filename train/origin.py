@@ -31,9 +31,7 @@ def take_over(name: str, folder: Path, size: tuple[int, int]) -> None:
         )
     tokenizer = folder / "tokenizer.json"
     if not tokenizer.exists():
-        temporary = tokenizer.with_suffix(".tmp")
-        temporary.write_text(found.tokenizer.to_json())
-        temporary.replace(tokenizer)
+        found.tokenizer.save(tokenizer)
     for stage in ("encoder", "decoder"):
         path = folder / f"{stage}.safetensors"
         if not path.exists():

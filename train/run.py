@@ -168,10 +168,7 @@ def _learn_text(run: Run, path: Path) -> None:
         acts = [table.from_mask(mask) for mask in masks]
         said += [table.text(act, f, p) for act in acts for f in FORMS for p in range(4)]
     prose = run.prose[:: len(run.prose) // TOKENIZER_PIECES + 1]
-    tokenizer = train_tokenizer([*lines, *(said * 20), *prose], run.config.vocab)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(tokenizer.to_json())
-    temporary.replace(path)
+    train_tokenizer([*lines, *(said * 20), *prose], run.config.vocab).save(path)
 
 
 def train_encoder(run: Run) -> None:

@@ -126,10 +126,10 @@ class Instruments:
 
     def watch(self) -> str:
         """Watch the experts, or no longer. Returns a sentence where there are none."""
-        from worldmodel.evaluate.routing import routed
+        from worldmodel.moe import routers
         from worldmodel.viewer.routing import Watch
 
-        if not self._engine or not routed(self._engine.core):
+        if not self._engine or not routers(self._engine.core):
             return "This model has no experts to choose from."
         if self._watch:
             self._watch.close()

@@ -145,7 +145,7 @@ def save(checkpoint: Checkpoint, folder: Path, half: bool = True) -> None:
         if half:
             state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
         save_file(state, folder / file)
-    (folder / FILES[2]).write_text(checkpoint.tokenizer.to_json())
+    checkpoint.tokenizer.save(folder / FILES[2])
     starts = {
         "frames": torch.from_numpy(np.ascontiguousarray(checkpoint.start_frames)),
         "keys": torch.from_numpy(np.ascontiguousarray(checkpoint.start_keys.astype(np.int32))),

@@ -135,6 +135,11 @@ class Router(nn.Module):
         return load
 
 
+def routers(core: nn.Module) -> list[Router]:
+    """The routers of a core, from the first block to the last; none for other feed-forwards."""
+    return [module for module in core.modules() if isinstance(module, Router)]
+
+
 class FeedForward(nn.Module):
     """SwiGLU experts; see the module's text for the three kinds.
 

@@ -138,7 +138,7 @@ class Batch:
 
 def attention_mask(batch: Batch) -> torch.Tensor:
     """Return bool [R, L, L], True where query may see key, see `_sees`."""
-    table = {name: getattr(batch, name) for name in _RULED}
+    table = {name: getattr(batch, name) for name in RULED}
     return _sees(
         {name: column.unsqueeze(2) for name, column in table.items()},
         {name: column.unsqueeze(1) for name, column in table.items()},
@@ -149,7 +149,7 @@ def block_mask(batch: Batch) -> "BlockMask":
     """Return the same as blocks for FlexAttention, which skips those that nobody sees."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    table = {name: getattr(batch, name) for name in _RULED}
+    table = {name: getattr(batch, name) for name in RULED}
 
     def rule(row, head, query, key):  # type: ignore[no-untyped-def]
         del head
@@ -167,7 +167,8 @@ def visibility(batch: Batch) -> "torch.Tensor | BlockMask":
     return block_mask(batch) if batch.ids.is_cuda else attention_mask(batch)
 
 
-_RULED = ("doc", "order", "copy", "target", "step", "expire")
+RULED = ("doc", "order", "copy", "target", "step", "expire")
+"""The columns of a batch that decide who sees whom."""
 
 
 def _sees(q: dict[str, torch.Tensor], k: dict[str, torch.Tensor]) -> torch.Tensor:

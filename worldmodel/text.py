@@ -42,6 +42,12 @@ class TextTokenizer:
         """Return the tokenizer as the JSON of the `tokenizers` library."""
         return self._tokenizer.to_str()
 
+    def save(self, path: Path) -> None:
+        """Write `to_json` into a file that appears whole."""
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(self.to_json())
+        temporary.replace(path)
+
     @staticmethod
     def from_json(text: str) -> "TextTokenizer":
         """Return the tokenizer that `to_json` wrote."""
