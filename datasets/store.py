@@ -351,7 +351,7 @@ def _root_attributes(path: Place) -> Mapping[str, Any]:
 
 def _create(path: Place, spec: WorldSpec, licence: str, command: str) -> None:
     """Make an empty store; where another process is faster, its store is taken."""
-    if not disk.is_free(path, EPISODES):
+    if not disk.is_free(path, EPISODES) and not _is_store(path):
         raise UserError(f"{path} exists and is not a store of episodes; choose another path.")
     attributes = {
         "schema": {"name": schema.SCHEMA_NAME, "version": schema.SCHEMA_VERSION},

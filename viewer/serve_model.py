@@ -109,19 +109,20 @@ class SharedEngine(Engine):
     # Everything below runs in the thread.
 
     def _run(self) -> None:
-        last = 1
-        while wishes := self._next(last):
-            last = len(wishes)
+        expected = 1
+        while wishes := self._next(expected):
             self._do(wishes)
+            with self._change:  # those served ask again soon, beside those that waited meanwhile
+                expected = len(wishes) + len(self._wishes)
         with self._change:
             for wish in self._wishes:
                 wish.done.set_exception(RuntimeError("The model is no longer served."))
 
-    def _next(self, last: int) -> list[_Wish]:
+    def _next(self, expected: int) -> list[_Wish]:
         """Wait for wishes and take those that are done together; none when all is over."""
         with self._change:
             self._change.wait_for(lambda: self._wishes or self._closed)
-            self._change.wait_for(lambda: len(self._wishes) >= last or self._closed, GATHER_S)
+            self._change.wait_for(lambda: len(self._wishes) >= expected or self._closed, GATHER_S)
             if self._closed:
                 return []
             kind, rows = self._wishes[0].kind, 0
