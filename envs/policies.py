@@ -15,6 +15,7 @@ from worldmodel.world import Facts, Step, WorldSpec
 Keys = tuple[str, ...]
 Cell = tuple[int, int]
 
+_RESTS = 0.25  # share of a mixed policy's stretches that begin with a rest
 _SEEN_RANGE = 8.0  # metres in sight that count as explored
 _RANGE = 12.0  # metres of a ray that are drawn into the map
 _REACH = np.arange(0.5, _RANGE, 0.7)  # metres along a ray at which a cell is looked at
@@ -162,6 +163,8 @@ class ExplorePolicy:
         return self._towards_unseen(facts)
 
     def _variety(self, facts: Facts) -> list[Keys]:
+        if self._rng.random() < 0.35:
+            return self._there_and_back()
         turn, side = str(self._rng.choice(["a", "d"])), str(self._rng.choice(["q", "e"]))
         choices: list[tuple[Keys, int, int]] = [
             ((), 4, 11), ((turn,), 4, 17), ((turn,), 4, 9), ((side,), 4, 12), (("s",), 4, 10),
@@ -170,6 +173,13 @@ class ExplorePolicy:
         ]  # fmt: skip
         keys, low, high = choices[int(self._rng.integers(len(choices)))]
         return [keys] * int(self._rng.integers(low, high))
+
+    def _there_and_back(self) -> list[Keys]:
+        """Look or step away and come back: what was there is to be remembered."""
+        pairs = (("a", "d"), ("d", "a"), ("a", "d"), ("d", "a"), ("q", "e"), ("e", "q"), ("s", "w"))
+        there, back = pairs[int(self._rng.integers(len(pairs)))]
+        times, rest = (int(n) for n in self._rng.integers((2, 0), (10, 4)))
+        return [(there,)] * times + [()] * rest + [(back,)] * times
 
     def _free_itself(self, facts: Facts) -> None:
         """Back out of a corner and give up the present goal."""
@@ -263,7 +273,9 @@ class GotoPolicy(ExplorePolicy):
 
 
 class MixPolicy:
-    """Explores, goes to objects or wanders; changes over every 20 to 60 steps.
+    """Explores, goes to objects or wanders; changes over every 20 to 60 steps, or rests before.
+
+    Without rests a model hardly sees a view that stays, and its dreams drift when left alone.
 
     In a world without the facts `pose` and `rays` it wanders with a liking for some of the keys,
     and changes its likings over: some stretches are all driving, others all turning.
@@ -277,7 +289,7 @@ class MixPolicy:
         self._rng = np.random.default_rng(seed)
         self._parts = (ExplorePolicy(seed), GotoPolicy(seed), RandomPolicy(seed))
         self._parts[1].look_through(self._parts[0])
-        self._now, self._left = 0, 0
+        self._now, self._left, self._rest = 0, 0, 0
 
     def act(self, step: Step, spec: WorldSpec) -> Action:
         """See `Policy.act`."""
@@ -285,12 +297,17 @@ class MixPolicy:
         if self._left == 0:
             self._now = 2 if blind else int(self._rng.choice(3, p=[0.47, 0.35, 0.18]))
             self._left = int(self._rng.integers(20, 61))
+            self._rest = int(self._rng.integers(4, 31)) if self._rng.random() < _RESTS else 0
             if blind:
                 self._parts[2].vary(spec)
-        self._left -= 1
+        rests = self._rest > 0
         for n, part in enumerate(self._parts[:2]):
-            if n != self._now and "rays" in step.facts:
+            if (rests or n != self._now) and "rays" in step.facts:
                 part.watch(step.facts)
+        if rests:
+            self._rest -= 1
+            return _press(spec, ())
+        self._left -= 1
         return self._parts[self._now].act(step, spec)
 
 

@@ -33,6 +33,7 @@ VARIANTS = {
     "geometric positions": {"positions": "2d"},
     "no QK norm": {"qk_norm": False},
     "convolutions": {"motion": -1, "unet": 2},
+    "convolutions that move": {"motion": 1, "unet": 1, "unet_width": 24},
     "every head its own keys": {"kv_heads": 2},
     "the paper's": {
         "motion": -1,
@@ -74,7 +75,9 @@ def shape(**changes) -> CoreConfig:
 def make(**changes) -> Core:
     torch.manual_seed(0)
     core = Core(shape(**changes))
-    for head in (core.say, core.paint):  # they start at zero; a test needs them to speak
+    paint = core.paint if core.unet is None else core.unet.paint
+    for head in (core.say, paint):  # they start at zero; a test needs them to speak
+        assert head is not None
         torch.nn.init.normal_(head.weight, std=0.1)
     return core.eval()
 

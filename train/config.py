@@ -19,6 +19,7 @@ class ModelShape:
     merge: int = 2
     motion: int = -1
     unet: int = 3
+    unet_width: int = 96
     width: int = 192
     depth: int = 6
     heads: int = 4

@@ -38,16 +38,17 @@ def cost(config: CoreConfig) -> Cost:
     head = config.vocab * width
     motion = 0 if core.motion is None else sum(p.numel() for p in core.motion.parameters())
     seen = channels * width
-    paint = core.paint.weight.numel()
+    paint = 0 if core.paint is None else core.paint.weight.numel()
     unet = at_latents = 0
     if core.unet is not None:
         unet = sum(p.numel() for p in core.unet.parameters())
         at_tokens = core.unet.join.weight.numel()
         at_tokens += sum(p.numel() for p in core.unet.hints.parameters())
-        at_latents = paint + unet - at_tokens
+        at_latents = unet - at_tokens
     only_frames = sum(
         p.numel()
         for part in (core.see, core.level, core.stride, core.paint)
+        if part is not None
         for p in part.parameters()
     )
     only_frames += core.place.numel() + motion + unet

@@ -50,9 +50,10 @@ class CoreConfig:
         latent_channels: channels of one of the encoder's latent tokens.
         merge: the core joins `merge x merge` neighbouring latents into one token.
         motion: how many latents around its place a frame token sees and moves of the last frame;
-            -1 for none, as in the paper.
+            -1 for none, as in the paper (convolutions see the last frame without it).
         unet: convolutions at the latents' own resolution before the blocks, and as many behind
             them; 0 for linear layers, as in the paper.
+        unet_width: channels of those convolutions.
         width, depth, heads, kv_heads: of the transformer.
         ffn: 'dense', 'modality' or 'moe'.
         hidden: hidden size of the feed-forward that a token runs in all (active).
@@ -90,6 +91,7 @@ class CoreConfig:
     positions: str = "sharp"
     qk_norm: bool = True
     unet: int = 0
+    unet_width: int = 96
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built.
@@ -102,7 +104,7 @@ class CoreConfig:
             if value not in known:
                 raise UserError(f"model.{name}={value!r} is unknown.{suggest(str(value), known)}")
         sizes = ("vocab", "latent_channels", "merge", "width", "depth", "heads", "kv_heads")
-        for name in (*sizes, "hidden", "granularity", "window", "strides"):
+        for name in (*sizes, "hidden", "granularity", "window", "strides", "unet_width"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}={getattr(self, name)} must be at least 1.")
         self._divide("width", "heads")
@@ -114,11 +116,6 @@ class CoreConfig:
             )
         if self.unet < 0:
             raise UserError(f"model.unet={self.unet} must be 0 or more.")
-        if self.unet and self.motion >= 0:
-            raise UserError(
-                f"model.unet={self.unet} sees the last frame itself; set model.motion=-1 (now "
-                f"{self.motion}) or model.unet=0."
-            )
         for side in self.latent_grid:
             if side % self.merge:
                 raise UserError(
@@ -253,12 +250,21 @@ class Attention(nn.Module):
             k, v = cache.write(layer, k, v)
         shared = self.kv_heads < self.heads
         if not isinstance(mask, torch.Tensor):
-            mixed = _flex_attention(q.is_cuda)(q, k, v, block_mask=mask, enable_gqa=shared)
+            compiled = q.is_cuda and not torch.compiler.is_compiling()  # or it is already
+            mixed = _flex_attention(compiled)(q, k, v, block_mask=mask, enable_gqa=shared)
         elif q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] > _MANY_QUERIES:
             mixed = _attend(q, k, v, mask)
         else:
+            if q.is_cuda and shared:  # no fused kernel there takes both a mask and shared heads
+                k, v = (_repeat_heads(x, self.heads // self.kv_heads) for x in (k, v))
+                shared = False
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared)
         return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def _repeat_heads(x: torch.Tensor, times: int) -> torch.Tensor:
+    """Keys or values [B, kv_heads, L, head] for every query head, [B, heads, L, head]."""
+    return x.unsqueeze(2).expand(-1, -1, times, -1, -1).flatten(1, 2)
 
 
 def _attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -325,10 +331,9 @@ class Core(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = RMSNorm(width)
         self.say = nn.Linear(width, config.vocab, bias=False)
-        cell = (width // 2, config.latent_channels)  # what the convolutions end with
-        self.paint = nn.Linear(*cell) if config.unet else nn.Linear(width, channels)
-        self.motion = Motion(config) if config.motion >= 0 else None
         self.unet = UNet(config) if config.unet else None
+        self.paint = None if config.unet else nn.Linear(width, channels)
+        self.motion = Motion(config) if config.motion >= 0 and not config.unet else None
         pairs = width // config.heads // 2
         self.register_buffer("axis", torch.zeros(pairs, dtype=torch.int64), persistent=False)
         self.register_buffer("frequencies", torch.zeros(pairs), persistent=False)
@@ -373,7 +378,8 @@ class Core(nn.Module):
         assert isinstance(last, nn.Linear)
         last.weight.mul_(0.1)  # at first, what a frame shows weighs more than how noisy it is
         nn.init.zeros_(self.say.weight)
-        nn.init.zeros_(self.paint.weight)
+        if self.paint is not None:
+            nn.init.zeros_(self.paint.weight)
         for part in (self.motion, self.unet):
             if part is not None:
                 part.init_weights()
@@ -441,8 +447,9 @@ class Core(nn.Module):
         predicted velocity v = x - noise points from z_t at level t to x = z_t + (1 - t) v.
         """
         if self.unet is not None:
-            out = self.merge(self.paint(self.unet.rise(hidden, seen)))
+            out = self.unet.rise(hidden, seen)
         else:
+            assert self.paint is not None
             out = self.paint(hidden)
         if self.config.prediction == "v":
             return latents + (1 - level).view(-1, 1, 1).to(out.dtype) * out

@@ -7,7 +7,7 @@ U-Net blocks of Transfusion (arXiv 2408.11039), whose gain over linear layers gr
 tokens a frame.
 
 Shapes: F frames, N tokens a frame of C channels, n latents a frame of c channels, m = merge; D
-width of the transformer, K = D / 2 of the convolutions.
+width of the transformer, K of the convolutions (`unet_width`).
 """
 
 from typing import TYPE_CHECKING
@@ -16,19 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from worldmodel.motion import join_cells, split_cells
+from worldmodel.motion import choices, join_cells, keep_at_first, move, split_cells
 
 if TYPE_CHECKING:
     from worldmodel.transformer import CoreConfig
 
 
 class UNet(nn.Module):
-    """`config.unet` gated convolutions down to the tokens, and as many up from them."""
+    """`config.unet` gated convolutions down to the tokens, and as many up from them.
+
+    With `config.motion` >= 0 the last frame's latents are moved besides (`worldmodel.motion.move`):
+    convolutions alone have to paint again what does not change, and a view left alone drifts.
+    """
 
     def __init__(self, config: "CoreConfig") -> None:
         super().__init__()
         self.config = config
-        width, joined = config.width // 2, config.merge**2
+        width, joined = config.unet_width, config.merge**2
         self.cells = nn.Linear(2 * config.latent_channels, width)
         self.level = nn.Linear(config.width, width, bias=False)
         self.down = nn.ModuleList(GatedConvolution(width) for _ in range(config.unet))
@@ -37,10 +41,12 @@ class UNet(nn.Module):
             nn.Linear(config.width, joined * 2 * width, bias=False) for _ in range(config.unet)
         )
         self.up = nn.ModuleList(GatedConvolution(width) for _ in range(config.unet))
+        self.paint = nn.Linear(width, config.latent_channels)
+        self.gate = nn.Linear(width, choices(config)) if config.motion >= 0 else None
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Normal with variance 1 / inputs, half the deviation where a layer adds."""
+        """Normal with variance 1 / inputs, half the deviation where a layer adds; paint nothing."""
         for module in self.modules():
             if isinstance(module, GatedConvolution):
                 module.init_weights()
@@ -48,6 +54,10 @@ class UNet(nn.Module):
             assert isinstance(linear, nn.Linear)
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
         nn.init.zeros_(self.cells.bias)
+        nn.init.zeros_(self.paint.weight)
+        nn.init.zeros_(self.paint.bias)
+        if self.gate is not None:
+            keep_at_first(self.config, self.gate)
 
     def sink(
         self, latents: torch.Tensor, before: torch.Tensor, condition: torch.Tensor
@@ -60,23 +70,30 @@ class UNet(nn.Module):
             condition: [F, D] what the core knows of the signal level.
 
         Returns:
-            What to add to the tokens [F, N, D]; what `rise` needs [F, rows, columns, K].
+            What to add to the tokens [F, N, D]; what `rise` needs [F, rows, columns, K + c].
         """
         config = self.config
-        cells = torch.cat([split_cells(config, part) for part in (latents, before)], dim=-1)
-        x = self.cells(cells) + self.level(condition).unsqueeze(1)
-        x = x.unflatten(1, config.latent_grid)
+        last = split_cells(config, before).unflatten(1, config.latent_grid)
+        shown = split_cells(config, latents).unflatten(1, config.latent_grid)
+        x = self.cells(torch.cat([shown, last], dim=-1))
+        x = x + self.level(condition).view(len(x), 1, 1, -1)
         for layer in self.down:
             x = layer(x)
-        return self.join(join_cells(config, _normed(x).flatten(1, 2))), x
+        found = self.join(join_cells(config, _normed(x).flatten(1, 2)))
+        return found, torch.cat([x, last], dim=-1)
 
     def rise(self, hidden: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        """Up from hidden states [F, N, D] and what `sink` returned, to [F, n, K]."""
-        x = seen
+        """Up from hidden states [F, N, D] and what `sink` returned, to the output [F, N, C]."""
+        config = self.config
+        x, last = seen.split([config.unet_width, config.latent_channels], dim=-1)
         for layer, hint in zip(self.up, self.hints, strict=True):
-            told = split_cells(self.config, hint(hidden)).unflatten(1, self.config.latent_grid)
+            told = split_cells(config, hint(hidden)).unflatten(1, config.latent_grid)
             x = layer(x, told)
-        return _normed(x).flatten(1, 2)
+        x = _normed(x)
+        out = self.paint(x)
+        if self.gate is not None:
+            out = out + move(self.gate(x), last)
+        return join_cells(config, out.flatten(1, 2))
 
 
 class GatedConvolution(nn.Module):
