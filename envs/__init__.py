@@ -84,7 +84,7 @@ def _describe(name: str) -> GymConfig:
 
 
 def make_policy(name: str, seed: int = 0) -> "Policy":
-    """Return a new policy: 'explore', 'goto', 'random', 'mix', 'geodesic' or 'coverage'.
+    """Return a new policy: 'explore', 'goto', 'random', 'mix', 'drive', 'geodesic', 'coverage'.
 
     A policy that has a method `attach` must be given the world before it acts: 'geodesic' and
     'coverage' ask it for ways, and so does 'mix' where the world knows them.
@@ -92,10 +92,14 @@ def make_policy(name: str, seed: int = 0) -> "Policy":
     Raises:
         UserError: an unknown name.
     """
-    from worldmodel.envs import policies
+    from worldmodel.envs import driving, policies
     from worldmodel.envs.habitat import navigation
 
-    known: dict[str, Callable[[int], Policy]] = {**policies.POLICIES, **navigation.POLICIES}
+    known: dict[str, Callable[[int], Policy]] = {
+        **policies.POLICIES,
+        **driving.POLICIES,
+        **navigation.POLICIES,
+    }
     if name not in known:
         raise UserError(f"Unknown policy '{name}'.{suggest(name, known)}")
     return known[name](seed)

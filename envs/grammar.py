@@ -145,6 +145,12 @@ CAPTIONS: Mapping[str, Forms] = {
         held_out=("right ahead is something", "an obstacle right ahead"),
     ),
     "open": _forms("open space ahead", held_out=("ahead is open space", "nothing blocks the way")),
+    "road": _forms("the road {bend}", held_out=("ahead the road {bend}", "the track {bend}")),
+    "off": _forms(
+        "the car is on the grass",
+        held_out=("on the grass is the car", "the car is off the tarmac"),
+    ),
+    "pace": _forms("the car is {pace}", held_out=("{pace} is the car", "the vehicle is {pace}")),
     "count": _forms("{name} {value}", held_out=("the {name} is {value}", "{name} shows {value}")),
     "doing": _forms("about to {phrase}", held_out=("to be done is {phrase}", "soon to {phrase}")),
 }
@@ -180,6 +186,17 @@ QUESTIONS: Mapping[str, Forms] = {
         "which colour is the {noun}?",
         held_out=("what colour is the {noun}?", "which hue has the {noun}?"),
     ),
+    "road?": _forms(
+        "where does the road go?",
+        held_out=("where does the road ahead go?", "where does the track lead?"),
+    ),
+    "off?": _forms(
+        "is the car on the road?",
+        held_out=("is the car there on the road?", "does the car keep to the tarmac?"),
+    ),
+    "pace?": _forms(
+        "how fast is the car?", held_out=("how fast is it?", "at what pace goes the car?")
+    ),
     "count?": _forms(
         "what is the {name} count?",
         held_out=("which count is the {name}?", "how much {name} remains?"),
@@ -200,6 +217,8 @@ _SLOTS = {
     "walls": r"[a-z][a-z '-]*",
     "range": "near |far |",
     "side": "ahead|on the left|on the right",
+    "bend": "bends left|bends right|is straight",
+    "pace": "still|slow|fast",
     "name": r"[a-z][a-z0-9 ]*",
     "value": r"\d+",
     "phrase": ".+",

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import cv2
@@ -13,7 +14,7 @@ import numpy as np
 from gymnasium import spaces
 
 from worldmodel.actions import Action
-from worldmodel.envs import miniworld_facts
+from worldmodel.envs import miniworld_facts, racing_facts
 from worldmodel.envs.doom.levels import SPLITS
 from worldmodel.envs.gym_config import GymConfig
 from worldmodel.envs.gym_controls import derive, make_controls
@@ -66,6 +67,7 @@ class GymWorld:
             raise UserError(f"size must be at least 8, got {size}.")
         self._split, self._seed, self._native_seed = split, -1, -1
         self._fit, self._repeat, self._settle = config.fit, config.repeat, config.settle
+        self._region = config.region
         self._facts = config.facts
         self._env = _make(config)
         try:
@@ -82,6 +84,7 @@ class GymWorld:
         # What is in sight is told of the agent's own view only.
         self._miniworld = _is_miniworld(self._env) and self._source.startswith("obs")
         names = miniworld_facts.object_names(self._env) if self._miniworld else ()
+        self._racing = racing_facts.is_racing(self._env)
         self._native, self._id = controls.native, config.id
         fps = config.fps or float(self._env.metadata.get("render_fps") or 30) / config.repeat
         height, width = (size, size) if size else (config.height, config.width)
@@ -126,8 +129,8 @@ class GymWorld:
             with self._scratch.working():  # ViZDoom writes files where it starts
                 observed, info = self._env.reset(seed=self._native_seed)
         idle = self._native(())
-        for _ in range(self._settle if idle is not None else 0):
-            observed, _, terminated, truncated, info = self._env.step(idle)
+        if self._settle and idle is not None:
+            observed, terminated, truncated, info = self._advance(idle, self._settle)
             if terminated or truncated:
                 raise UserError(f"{self._id} ends within settle={self._settle} steps; lower it.")
         self._step = Step(self._frame(observed), facts=self._read_facts(info))
@@ -153,17 +156,26 @@ class GymWorld:
         if native is None:
             self._step = Step(last.frame, facts=last.facts, text=text)
             return self._step
-        observed, _, terminated, truncated, info = self._env.step(native)
-        for _ in range(self._repeat - 1):
-            if terminated or truncated:
-                break
-            observed, _, terminated, truncated, info = self._env.step(native)
+        observed, terminated, truncated, info = self._advance(native, self._repeat)
         frame = self._frame(observed)
         if terminated and not frame.any():
             frame = last.frame  # ViZDoom has no picture of the end and gives zeros
         facts = self._read_facts(info)
         self._step = Step(frame, bool(terminated), bool(truncated), facts, text)
         return self._step
+
+    def _advance(self, native: Any, times: int) -> tuple[Any, bool, bool, dict[str, Any]]:
+        """Do a native action up to so often; return what is seen, how it ended, and the info."""
+        observed, terminated, truncated, info = None, False, False, {}
+        for left in reversed(range(times)):
+            hidden = racing_facts.unseen(self._env) if self._racing and left else nullcontext()
+            with hidden:
+                observed, _, terminated, truncated, info = self._env.step(native)
+            if terminated or truncated:
+                if self._racing and left:
+                    observed = racing_facts.picture(self._env)
+                break
+        return observed, terminated, truncated, info
 
     def close(self) -> None:
         """Close the environment."""
@@ -194,6 +206,14 @@ class GymWorld:
             picture = picture[..., None]
         if picture.shape[-1] == 1:
             picture = np.repeat(picture, 3, axis=-1)
+        if self._region:
+            top, left, high, wide = self._region
+            whole, picture = picture.shape, picture[top : top + high, left : left + wide]
+            if picture.shape[:2] != (high, wide):
+                raise UserError(
+                    f"region: the pictures of {self._id} are {whole[0]} high and {whole[1]} wide; "
+                    f"{list(self._region)} (top, left, height, width) leads out of them."
+                )
         height, width = self._spec.height, self._spec.width
         if self._fit == "crop":
             picture = _middle(picture, height / width)
@@ -206,6 +226,8 @@ class GymWorld:
         facts: dict[str, Any] = {}
         if self._miniworld:
             facts = miniworld_facts.read(self._env, self._spec.objects)
+        if self._racing:
+            facts = racing_facts.read(self._env)
         for fact, place in self._facts.items():
             value: Any = info
             for part in place.split("."):

@@ -19,8 +19,8 @@ PRESETS = ("breakout", "carracing", "crafter", "minigrid", "miniworld", "pong", 
 
 FITS = ("stretch", "crop")
 FIELDS = (
-    "id", "name", "kwargs", "actions", "combinations", "idle", "size", "source", "fit", "fps",
-    "repeat", "settle", "facts",
+    "id", "name", "kwargs", "actions", "combinations", "idle", "size", "source", "region", "fit",
+    "fps", "repeat", "settle", "facts",
 )  # fmt: skip
 ROW_FIELDS = ("name", "key", "native", "meaning", "unit", "dx", "dy", "dyaw", "phrases")
 
@@ -55,6 +55,8 @@ class GymConfig:
         idle: the native action without keys; None for the space's own, see `Controls`.
         height, width: size of the frames in pixels.
         source: 'obs', 'obs:KEY', 'render', or '' to find out.
+        region: the part of the picture that is shown, (top, left, height, width) in its own
+            pixels; empty for all of it.
         fit: 'stretch' the picture to the size or 'crop' its middle.
         fps: steps per second at which it is played; None for the environment's own.
         repeat: how often a step gives the environment its action.
@@ -71,6 +73,7 @@ class GymConfig:
     height: int = 64
     width: int = 64
     source: str = ""
+    region: tuple[int, ...] = ()
     fit: str = "stretch"
     fps: float | None = None
     repeat: int = 1
@@ -137,6 +140,7 @@ def parse_config(data: Any, name: str) -> GymConfig:
         height=height,
         width=width,
         source=_source(str(data.get("source", ""))),
+        region=_region(data.get("region", [])),
         fit=fit,
         fps=fps,
         repeat=_whole(data.get("repeat", 1), "repeat", 1),
@@ -222,6 +226,14 @@ def _size(value: Any) -> tuple[int, int]:
         raise UserError(f"size must be one number or [height, width], got {value!r}.")
     height, width = (_whole(side, "size", 8) for side in sides)
     return height, width
+
+
+def _region(value: Any) -> tuple[int, ...]:
+    if value == []:
+        return ()
+    if not isinstance(value, list) or len(value) != 4:
+        raise UserError(f"region must be [top, left, height, width], got {value!r}.")
+    return tuple(_whole(n, "region", low) for n, low in zip(value, (0, 0, 1, 1), strict=True))
 
 
 def _whole(value: Any, name: str, low: int) -> int:

@@ -8,21 +8,26 @@ them visible; left and right are as seen by the agent.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from worldmodel.actions import ActionTable
 from worldmodel.envs.grammar import Style, draw_style, phrasings
+from worldmodel.envs.racing_facts import HALF_WIDTH
 from worldmodel.world import Annotation, Episode, Facts, WorldSpec
 
 DARK, BRIGHT = 0.3, 0.75  # light below is dark, from is bright; between is dim
 ASIDE = 9.0  # degrees from straight ahead at which something is to the left or right
 CLOSE, NEAR, FAR = 2.0, 4.0, 10.0  # metres
+STILL, SLOW, FAST = 0.5, 18.0, 32.0  # metres a second
+STRAIGHT, BENT = 10.0, 30.0  # degrees that a road turns within the next _ROAD_POINTS points
 
 _CLIP_STEPS = (6, 8, 10, 12, 16, 20, 24)
 _COLOURS = {"red", "green", "blue", "yellow", "grey", "white", "brown"}
 _NO_COUNTS = {"pose", "light", "wall", "free", "bearing", "distance", "theme"}
 _LARGEST_COUNT = 999
+_ROAD_POINTS = 9
 _PLAIN = Style()
 _STRIDE, _TURN = 0.5, 11.25  # of a table whose keys move nothing by a known amount: doom's
 
@@ -152,6 +157,9 @@ class Scene:
             'right'.
         known: names of all the objects there could be; empty where none are ever told of.
         counts: (name, number) of what the world counts, for instance lives.
+        bend: 'left', 'right' or 'straight', where the road ahead clearly is one of these.
+        on_road: whether the car is on the road; None where unknown, or where it is at its edge.
+        pace: 'still', 'slow' or 'fast'; '' where unknown or in between.
     """
 
     light: str
@@ -162,6 +170,9 @@ class Scene:
     objects: tuple[tuple[str, str, float], ...]
     known: tuple[str, ...]
     counts: tuple[tuple[str, int], ...] = ()
+    bend: str = ""
+    on_road: bool | None = None
+    pace: str = ""
 
 
 def look(facts: Facts, index: int, spec: WorldSpec) -> Scene:
@@ -182,7 +193,28 @@ def look(facts: Facts, index: int, spec: WorldSpec) -> Scene:
         objects=tuple(objects),
         known=spec.objects if placed else (),
         counts=tuple(_counts(facts, index)),
+        **(_driving(facts["road"][index], facts["velocity"][index]) if "road" in facts else {}),
     )
+
+
+def _driving(road: np.ndarray, velocity: np.ndarray) -> dict[str, Any]:
+    """Return bend, on_road and pace of a scene with a road."""
+    speed, away = float(np.hypot(*velocity)), np.hypot(*road.T)
+    pace = "still" if speed < STILL else "fast" if speed >= FAST else ""
+    pace = pace or ("slow" if speed < SLOW else "")
+    near = int(away.argmin())
+    off = float(away[near]) / HALF_WIDTH
+    on_road = None if 0.9 < off < 1.3 else off <= 0.9
+    steps = np.diff(road, axis=0)
+    way = 1 if steps[min(near, len(steps) - 1), 0] > 0 else -1  # roads are driven both ways
+    ahead = np.diff(road[::way][(near if way > 0 else len(road) - 1 - near) :], axis=0)
+    yaw = np.degrees(np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0])))[: _ROAD_POINTS + 1]
+    if not on_road or len(yaw) <= _ROAD_POINTS or abs(yaw[0]) > 45:
+        return {"pace": pace, "on_road": on_road}
+    turn = float(yaw[-1] - yaw[0])
+    bend = "left" if turn > BENT else "right" if turn < -BENT else ""
+    straight = float(np.ptp(yaw)) < STRAIGHT  # a chicane ends as it began, too
+    return {"pace": pace, "on_road": on_road, "bend": bend or ("straight" if straight else "")}
 
 
 def _brightness(light: float) -> str:
@@ -223,6 +255,13 @@ def caption(scene: Scene, rng: np.random.Generator, style: Style = _PLAIN) -> st
         parts.append(style.say("obstructed", rng))
     elif not scene.objects and (scene.wall > FAR or scene.free > FAR):
         parts.append(style.say("open", rng))
+    if scene.on_road is False:
+        parts.append(style.say("off", rng))
+    elif scene.bend:
+        bend = "is straight" if scene.bend == "straight" else f"bends {scene.bend}"
+        parts.append(style.say("road", rng, bend=bend))
+    if scene.pace:
+        parts.append(style.say("pace", rng, pace=scene.pace))
     if not parts and scene.counts:
         picked = sorted(rng.permutation(len(scene.counts))[:2].tolist())
         for name, value in (scene.counts[i] for i in picked):
@@ -280,6 +319,12 @@ def questions(
         same = [other for other in names if other.endswith(f" {noun}")]
         if colour in _COLOURS and len(same) == 1:
             ask("colour?", colour, noun=noun)
+    if scene.on_road is not None:
+        ask("off?", "yes" if scene.on_road else "no")
+    if scene.bend:
+        ask("road?", scene.bend)
+    if scene.pace:
+        ask("pace?", scene.pace)
     for name, value in scene.counts:
         ask("count?", str(value), name=name)
     return asked

@@ -274,8 +274,20 @@ def test_the_bundled_suite_is_sound():
     assert {held_out(label) for label in seen} == {None}
 
 
+def test_the_racing_suite_is_sound():
+    from worldmodel.actions import ActionTable
+    from worldmodel.envs.gym_config import load_preset
+
+    table = ActionTable(tuple(row.row for row in load_preset("carracing").rows))
+    for one in skills.bundled_suite("racing").values():
+        skills.require(one, compile_lanes(one, table))
+        assert (one.start.world, one.start.split) == ("carracing", "val")
+        assert one.checks
+        assert len(one.seeds) >= 8
+
+
 def test_quick_and_full_are_the_skills_from_fewer_starts_and_with_more_to_do():
-    assert skills.suites() == ("full", "quick", "skills")
+    assert skills.suites() == ("full", "quick", "racing", "skills")
     every, quick, full = (skills.bundled_suite(name) for name in ("skills", "quick", "full"))
     assert quick.keys() == every.keys() < full.keys()
     assert all(one.seeds == every[name].seeds[:2] for name, one in quick.items())

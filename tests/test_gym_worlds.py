@@ -28,7 +28,8 @@ PACKAGES = {
 }  # fmt: skip
 
 
-MEASURED = {"pose", "wall", "bearing", "distance"}
+SCENE = {"pose", "wall", "bearing", "distance"}
+MEASURED = {"miniworld": SCENE, "carracing": {"velocity", "road"}}
 
 
 def need(preset):
@@ -116,7 +117,7 @@ def test_a_preset_is_played(preset):
         for _ in range(3):
             step = world.step(table.press([key]))
             assert step.text == f"action: {key}"
-            measured = MEASURED if preset == "miniworld" else set()
+            measured = MEASURED.get(preset, set())
             assert set(step.facts) == set(load_preset(preset).facts) | measured
             assert all(fact.dtype == np.float32 for fact in step.facts.values())
             frames.append(step.frame)
@@ -502,6 +503,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
         ({"combinations": {"w+x": 1}, "actions": [row("w", 1)]}, "unknown key 'x'"),
         ({"repeat": 0}, "repeat must be a whole number from 1"),
         ({"size": [64]}, "size must be"),
+        ({"region": [1, 2, 0, 3]}, "region must be a whole number from 1"),
         ({"fps": -1}, "fps must be above 0"),
         ({"fit": "strech"}, "Did you mean 'stretch'"),
         ({"source": "screen"}, "source: 'screen' is unknown"),

@@ -333,6 +333,7 @@ SLOTS = {
     "object": SPEC.objects, "noun": ("torch",), "light": ("dark", "dim", "bright"),
     "place": ("room", "corridor", "place"), "walls": SPEC.themes, "range": ("", "near ", "far "),
     "side": ("ahead", "on the left", "on the right"), "name": ("health",), "value": ("7",),
+    "bend": ("bends left", "bends right", "is straight"), "pace": ("still", "slow", "fast"),
     "phrase": ("go forward", "turn left and fire"),
 }  # fmt: skip
 
@@ -431,6 +432,10 @@ def cases():
     driven = replace(synthetic(8), keys=np.full(8, 1, np.uint16), facts={})
     yield driven, car
     yield replace(driven, facts={"lives": np.full(9, 3, np.float32)}), car
+    road = np.stack([3.5 * np.arange(-12.0, 19), np.zeros(31)], axis=1)
+    for aside in (0, 12):  # on the road, and beside it
+        facts = {"road": np.stack([road - [0, aside]] * 9), "velocity": np.full((9, 2), 40.0)}
+        yield replace(driven, facts=facts), car
 
 
 def test_what_is_reserved_is_never_in_train_and_all_of_it_is_in_val():

@@ -11,7 +11,10 @@ def known_phrases(spec: WorldSpec) -> tuple[str, ...]:
     """Return sentences that a model of this world may have been trained on, shortest first."""
     from worldmodel.envs.grammar import INSTRUCTIONS
 
-    forms = [form for forms in INSTRUCTIONS.values() for form in forms.seen]
+    # Where the keys move nothing by a known amount, instructions are the keys' own phrases.
+    walked = any(row.moves for row in spec.actions.rows) or not spec.actions.rows
+    told = INSTRUCTIONS.values() if walked or spec.objects else ()
+    forms = [form for forms in told for form in forms.seen]
     plain = [form for form in forms if "{" not in form]
     slotted = [
         form.replace("{object}", thing)

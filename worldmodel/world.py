@@ -21,7 +21,9 @@ Facts = Mapping[str, np.ndarray]
 `free` float32 []: metres to what stops the agent straight ahead, wall or not;
 `bearing` float32 [K]: degrees to each of the world's K objects (positive to the left), and
 `distance` float32 [K]: metres to it; both NaN where the object is not visible;
-`theme` float32 []: which of the world's themes the room has, -1 in a corridor.
+`theme` float32 []: which of the world's themes the room has, -1 in a corridor;
+`velocity` float32 [2]: metres a second ahead and to the left, in the agent's own frame;
+`road` float32 [N, 2]: points of the middle of the road, metres ahead and to the left, in order.
 """
 
 
