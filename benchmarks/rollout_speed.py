@@ -29,7 +29,8 @@ from worldmodel.flow import sample
 from worldmodel.sequence import Document, Frame, Text, pack, visibility
 from worldmodel.stream import Engine, Stream
 from worldmodel.text import train_tokenizer
-from worldmodel.train.core import count_tokens, run
+from worldmodel.train.core import run
+from worldmodel.train.packing import count_tokens
 from worldmodel.transformer import Core, CoreConfig
 from worldmodel.world import WorldSpec
 

@@ -40,8 +40,9 @@ from torch import nn
 
 from worldmodel.devices import mixed_precision
 from worldmodel.sequence import Document, Frame, Text
-from worldmodel.train.core import CoreTask, CoreTraining, count_tokens
+from worldmodel.train.core import CoreTask, CoreTraining
 from worldmodel.train.optim import build_optimizers
+from worldmodel.train.packing import count_tokens
 from worldmodel.transformer import Core, CoreConfig
 
 VOCAB, GRID, CHANNELS = 2048, (8, 8), 32

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # who only looks at a store need not wait for torch
 LATENTS = "latents"
 _DRAWS = "decoder."  # weights that draw frames have no say in latents
 _CHUNK = "c/0/0/0"
+_PIXELS = 1 << 21  # that a GPU encodes together
 _ERRORS = (OSError, ValueError, KeyError, TypeError)
 
 
@@ -151,16 +152,20 @@ class LatentCache:
         )
 
 
-def encode_store(
-    store: EpisodeStore, encoder: "FrameEncoder", names: Iterable[str], batch: int = 64
-) -> int:
+def frames_at_once(encoder: "FrameEncoder") -> int:
+    """Return how many frames to encode together: on a GPU so many that small ones keep it busy."""
+    if encoder.mean.device.type == "cpu":
+        return 64
+    return max(64, _PIXELS // (encoder.width * encoder.height))
+
+
+def encode_store(store: EpisodeStore, encoder: "FrameEncoder", names: Iterable[str]) -> int:
     """Compute the latents of episodes where they are missing; return how many were computed.
 
     Args:
         store: where the episodes are, and the latents go.
         encoder: a module; on its device, in its number type.
         names: the episodes.
-        batch: frames encoded at once.
 
     Raises:
         UserError: frames of another size than the encoder's, a damaged episode, a full disk.
@@ -175,7 +180,7 @@ def encode_store(
         )
     cache = LatentCache(store.path, encoder_hash(encoder))
     cache.create(type(encoder).__name__)
-    done = 0
+    batch, done = frames_at_once(encoder), 0
     for name in names:
         if cache.has(name):
             continue

@@ -125,6 +125,19 @@ def test_incremental_equals_full_forward(changes):
     assert max(errors) < 1e-4, errors
 
 
+def test_words_and_past_that_are_filled_up_change_nothing():
+    """As on a GPU, where passes of equal shapes are recorded once (`worldmodel.graphs`)."""
+    plain, filled = make_dream(guidance=2.0), make_dream(guidance=2.0)
+    filled.engine.words_by, filled.engine.past_by = 8, 64
+    for number in range(6):
+        for dream in (plain, filled):
+            if number == 1:
+                dream.say("turn left")
+            dream.step(TABLE.press(["w"]) if number % 2 else None)
+        assert torch.allclose(plain.latent, filled.latent, atol=1e-4)
+    assert plain.describe() == filled.describe()
+
+
 def test_fork_batch_equals_single():
     """Branches stepped as one batch equal the same branches stepped alone."""
     dream = make_dream()

@@ -1,10 +1,16 @@
 """What training draws: from several stores, by schedule, by rank, ahead of time, from disk."""
 
+import hashlib
+import importlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +27,10 @@ from worldmodel.text import TextTokenizer, train_tokenizer
 from worldmodel.train.config import TrainConfig
 from worldmodel.train.core import CoreTask, CoreTraining
 from worldmodel.train.data import StoreFrames, join, load_recordings, load_stores
-from worldmodel.train.loader import Loader
+from worldmodel.train.loader import Loader, Processes
 from worldmodel.train.mixture import StoreMixture, store_shares
 from worldmodel.train.run import main
-from worldmodel.train.samples import KINDS, Mixture, Sampler
+from worldmodel.train.samples import KINDS, Mixture, Sampler, bounds, pick
 from worldmodel.transformer import Core, CoreConfig
 from worldmodel.world import Annotation, Episode, WorldSpec
 
@@ -198,7 +204,7 @@ def test_a_schedule_that_leaves_nothing_to_draw_is_refused(stores, tokenizer):
 
 
 def batches(one: CoreTask, numbers: range) -> list[dict[str, torch.Tensor]]:
-    drawn = [one._prepare(number)[2:] for number in numbers]
+    drawn = [one._prepare(number)[2:4] for number in numbers]
     return [{"clean": clean, "ids": batch.ids, "source": batch.source} for batch, clean in drawn]
 
 
@@ -255,6 +261,87 @@ def test_the_loader_works_ahead_and_raises_at_the_right_step():
         loader(3)
     assert loader(100) == 10000
     loader.close()
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    started = Processes(importlib.import_module("loader_toy").squared, 2)
+    yield started
+    started.close()
+
+
+def test_processes_make_what_is_asked_and_send_errors_back(processes):
+    made = [processes(number) for number in (0, 5, 7)]
+    assert [square for square, _ in made] == [0, 25, 49]
+    assert os.getpid() not in {pid for _, pid in made}
+    with pytest.raises(UserError) as caught:
+        processes(3)
+    assert str(caught.value) == "number three"
+    assert "in squared" in "".join(caught.value.__notes__)
+    assert processes(4)[0] == 16, "an error is of its number only"
+
+
+def test_a_killed_process_is_named_at_its_number(processes):
+    loader = Loader(processes, workers=2)
+    os.kill(loader(0)[1], signal.SIGKILL)
+    said = r"exit code -9\) at batch \d+.* fewer core.workers"
+    with pytest.raises(UserError, match=said):  # of two processes, one is asked in any case
+        [loader(number) for number in range(4, 20)]
+    loader.close()
+
+
+@pytest.mark.parametrize("how", ["close", "exit", "kill"])
+def test_processes_end_with_whom_they_work_for(how):
+    code = f"""
+import os, signal
+from loader_toy import squared
+from worldmodel.train.loader import Processes
+made = Processes(squared, 2)
+print(made(1)[1], *(worker.process.pid for worker in made._all), flush=True)
+if "{how}" == "close":
+    made.close()
+    input()
+elif "{how}" == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    here = Path(__file__).parent
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        pids = {int(pid) for pid in parent.stdout.readline().split()}
+        assert len(pids) == 2
+        deadline = time.monotonic() + 30
+        while (left := {p for p in pids if Path(f"/proc/{p}").exists()}) and (
+            time.monotonic() < deadline
+        ):
+            time.sleep(0.02)
+        assert not left
+        parent.communicate()
+
+
+def test_a_number_stands_for_the_same_batch_for_ever(stores):
+    """A change here means that runs of before do not go on as they would have."""
+    letters = train_tokenizer([], 261)  # of bytes alone
+    mixed = mix(stores, letters, (2, 1), text=1, caption=1, imagine=1, video=1, action=2, clip=4)
+    for forcing, known in (("teacher", "2e1bdcb5574707ec"), ("diffusion", "b827e642bb7f5a73")):
+        drawn = task(mixed, 153, letters, forcing=forcing, own_past=0)._packer
+        digest = hashlib.sha256()
+        for number in (0, 1, 1000):
+            _, seed, batch = drawn(number)
+            digest.update(str(seed).encode())
+            for field in fields(batch):
+                digest.update(getattr(batch, field.name).numpy().astype("<i8").tobytes())
+        assert digest.hexdigest()[:16] == known, forcing
+
+
+def test_pick_draws_what_numpy_does():
+    shares = np.array([0.1, 0.0, 0.65, 0.25])
+    ours, theirs = (np.random.default_rng(5) for _ in range(2))
+    ends = bounds(shares)
+    for _ in range(999):
+        assert pick(ends, ours) == theirs.choice(4, p=shares)
 
 
 # --- from the command's settings to a checkpoint ---

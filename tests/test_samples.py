@@ -11,8 +11,8 @@ from worldmodel.actions import ActionRow, ActionTable
 from worldmodel.errors import UserError
 from worldmodel.sequence import Document, Frame, Text, lay_out, pack
 from worldmodel.text import EOS, TextTokenizer, train_tokenizer
-from worldmodel.train.core import count_tokens, trim
 from worldmodel.train.data import Recordings
+from worldmodel.train.packing import count_tokens, trim
 from worldmodel.train.samples import KINDS, Mixture, Sampler, python_prose
 from worldmodel.world import Annotation, WorldSpec
 
@@ -234,9 +234,7 @@ def test_a_trimmed_document_fits_and_ends_with_a_frame_or_plain_text(tokenizer, 
     for document in draws(make(tokenizer), 300):
         kept = trim(document, lambda d: count_tokens(d, cells), length)
         assert list(document[: len(kept)]) == list(kept)
-        assert (
-            count_tokens(kept, cells) == len(lay_out(kept, GRID, WINDOW).columns["ids"]) <= length
-        )
+        assert count_tokens(kept, cells) == lay_out(kept, cells, WINDOW).size <= length
         pack([kept], [0], GRID, WINDOW, length)
         if len(kept) < len(document):
             cut += 1

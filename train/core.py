@@ -1,6 +1,5 @@
 """The core's training task: next-token prediction on text, flow matching on frames."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -8,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from worldmodel.devices import mixed_precision
+from worldmodel.devices import mixed_precision, moved
 from worldmodel.errors import UserError, suggest
 from worldmodel.flops import training_flops_per_token
 from worldmodel.flow import (
@@ -22,11 +21,12 @@ from worldmodel.flow import (
     shortcut_target,
 )
 from worldmodel.moe import routers
-from worldmodel.sequence import RULED, Batch, Document, Text, attention_mask, pack, visibility
+from worldmodel.sequence import RULED, Batch, attention_mask, visibility
 from worldmodel.train.centring import LossCentre
 from worldmodel.train.distributed import total
-from worldmodel.train.loader import Loader
+from worldmodel.train.loader import Loader, Processes
 from worldmodel.train.mixture import Draws
+from worldmodel.train.packing import Packer
 from worldmodel.train.samples import KINDS
 from worldmodel.train.task import Task
 from worldmodel.transformer import Core
@@ -62,7 +62,7 @@ class CoreTraining:
         own_past_depth: up to so many times over: frames imagined from imagined frames.
         balance: rate of the router's bias (arXiv 2408.15664); 0 leaves the bias alone.
         balance_loss: weight of the loss against uneven routers (arXiv 2101.03961; 0.01 there).
-        workers: threads that prepare batches ahead; the result is the same for any number.
+        workers: processes that draw batches ahead; the result is the same for any number.
     """
 
     rows: int = 9
@@ -98,6 +98,8 @@ class CoreTraining:
                 raise UserError(f"core.{name}={value!r} is unknown.{suggest(str(value), known)}")
         if self.rows < 1 or self.length < 1:
             raise UserError(f"core.rows={self.rows} and core.length={self.length} must be above 0.")
+        if self.workers < 0:
+            raise UserError(f"core.workers={self.workers} must not be below 0.")
         if self.own_past > 0 and self.forcing != "teacher":
             raise UserError(
                 f"core.forcing={self.forcing} shows every frame noised to what follows, so the "
@@ -135,43 +137,55 @@ class CoreTask(Task):
         self.dtype = dtype
         self.device = next(core.parameters()).device
         self.batches = ranks * accumulate
+        shape, in_place = core.config, config.forcing != "teacher"
+        self._packer = Packer(
+            sampler,
+            config.rows,
+            config.length,
+            shape.grid,
+            shape.window,
+            in_place,
+            config.seed,
+            self.batches,
+        )
+        self._draw = Processes(self._packer, config.workers) if config.workers else self._packer
         self._prepared = Loader(self._prepare, config.workers, ranks)
         self._centre = LossCentre(config.centre_share, config.centre_decay, self.device)
         self._done = torch.zeros(2, dtype=torch.int64, device=self.device)  # tokens, frames
         self._flops = 0.0  # of a token
 
+    def close(self) -> None:
+        """Stop the processes that draw batches."""
+        self._prepared.close()
+        if isinstance(self._draw, Processes):
+            self._draw.close()
+
     def _prepare(
         self, number: int
-    ) -> tuple[np.random.Generator, torch.Generator, Batch, torch.Tensor]:
-        """Return a batch, and its randomness as drawing the batch left it."""
-        rng = np.random.default_rng([self.config.seed, 3, number])
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        return rng, generator, *self.batch(rng, number // self.batches)
+    ) -> tuple[np.random.Generator, torch.Generator, Batch, torch.Tensor, torch.Tensor]:
+        """Return the randomness as it is after a batch; the batch, its latents and their noise.
+
+        What `workers` threads do while the network learns: wait for a process that draws, and
+        bring the rest to the network's device.
+        """
+        rng, seed, batch = self._draw(number)
+        generator = torch.Generator().manual_seed(seed)
+        batch, clean = self._with_latents(batch)
+        noise = torch.randn(clean.shape, generator=generator)
+        return rng, generator, batch, clean, moved(noise, self.device)
 
     def batch(self, rng: np.random.Generator, step: int = 0) -> tuple[Batch, torch.Tensor]:
         """Draw a step's batch and the clean latents [F, N, C] of its frame copies."""
-        config, shape = self.config, self.module.config
-        in_place = config.forcing != "teacher"
-        documents, kinds, tokens = [], [], 0
+        return self._with_latents(self._packer.batch(rng, step))
 
-        def size(document: Document) -> int:
-            return count_tokens(document, shape.frame_tokens, in_place)
-
-        while tokens < 0.93 * config.rows * config.length:  # what first-fit packing can fill
-            kind, document = self.sampler.draw(rng, step)
-            document = trim(document, size, config.length)
-            documents.append(document)
-            kinds.append(kind)
-            tokens += size(document)
-        order = sorted(range(len(documents)), key=lambda i: -size(documents[i]))
-        documents, kinds = [documents[i] for i in order], [kinds[i] for i in order]
-        batch = pack(documents, kinds, shape.grid, shape.window, config.length, in_place)
-        clean = self.latents[batch.source.to(self.latents.device)].to(self.device).float()
-        return batch.to(self.device), self.module.merge(clean)
+    def _with_latents(self, batch: Batch) -> tuple[Batch, torch.Tensor]:
+        batch = batch.to(self.device)
+        clean = self.latents[batch.source.to(self.latents.device)]
+        return batch, self.module.merge(moved(clean, self.device).float())
 
     def inputs(self, batch: int) -> dict[str, torch.Tensor]:
         """Return a batch's tokens, layout and clean latents."""
-        packed, clean = self._prepare(batch)[2:]
+        packed, clean = self._prepare(batch)[2:4]
         return {f.name: getattr(packed, f.name) for f in fields(packed)} | {"latents": clean}
 
     def losses(self, step: int, batch: int | None = None) -> dict[str, torch.Tensor]:
@@ -186,9 +200,9 @@ class CoreTask(Task):
         generator: torch.Generator,
         batch: Batch,
         clean: torch.Tensor,
+        noise: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         config, core = self.config, self.module
-        noise = torch.randn(clean.shape, generator=generator).to(self.device)
         level, stride = self._levels(batch, step, generator)
         goal = shown = clean
         with mixed_precision(self.device, self.dtype):
@@ -222,14 +236,8 @@ class CoreTask(Task):
             losses["unevenness"] = torch.stack(uneven).mean()
             losses["loss"] = losses["loss"] + config.balance_loss * losses["unevenness"]
         self._count(batch, len(aims))
-        for i, kind in enumerate(KINDS):
-            for name, values, of in (
-                ("flow", flow, batch.kind[aims]),
-                ("text", text, batch.text_kind[texts]),
-            ):
-                if (of == i).any():
-                    losses[f"{name}/{kind}"] = values.detach()[of == i].mean()
-        return losses
+        losses |= _by_kind("flow", flow.detach(), batch.kind[aims])
+        return losses | _by_kind("text", text.detach(), batch.text_kind[texts])
 
     def after_step(self, step: int) -> dict[str, torch.Tensor]:
         """Balance the routers; report the evenness of loads, in all and by modality."""
@@ -260,7 +268,8 @@ class CoreTask(Task):
 
     def _count(self, batch: Batch, frames: int) -> None:
         real = batch.doc >= 0
-        self._done += torch.stack([real.sum(), torch.tensor(frames, device=real.device)])
+        self._done[0] += real.sum()
+        self._done[1] += frames
         if not self._flops:
             few = {name: getattr(batch, name)[:4] for name in RULED}
             keys = attention_mask(replace(batch, **few)).sum() / few["doc"].numel()
@@ -369,29 +378,18 @@ class CoreTask(Task):
         return predict
 
 
+def _by_kind(name: str, values: torch.Tensor, kinds: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return the mean of the values [n] of each kind (a number in KINDS, [n]) that there is."""
+    own = kinds == torch.arange(len(KINDS), device=kinds.device).unsqueeze(1)
+    counts = own.sum(1)
+    means = torch.where(own, values, 0.0).sum(1) / counts
+    there = counts.tolist()  # waits for the device, once for all kinds
+    return {f"{name}/{KINDS[i]}": means[i] for i, count in enumerate(there) if count}
+
+
 def _mean(values: torch.Tensor) -> torch.Tensor:
     """Return the mean, 0 for no values: a batch may be of text alone, or hold none."""
     return values.mean() if len(values) else values.sum()
-
-
-def count_tokens(document: Document, frame_tokens: int, in_place: bool = False) -> int:
-    """Tokens that `pack` makes of a document."""
-    return 1 + sum(
-        len(span.ids)
-        if isinstance(span, Text)
-        else 2 + frame_tokens * (1 + (span.target and not in_place))
-        for span in document
-    )
-
-
-def trim(document: Document, size: Callable[[Document], int], length: int) -> Document:
-    """Leave out spans at the end until the document's size fits a row of `length` tokens."""
-    kept = list(document)
-    while size(kept) > length:
-        kept.pop()
-    while len(kept) > 1 and isinstance(kept[-1], Text) and kept[-1].role != "text":
-        kept.pop()  # words about a frame that is gone
-    return kept
 
 
 def run(

@@ -1,6 +1,9 @@
 """A store's split in memory: what every stage of training draws from."""
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -11,6 +14,8 @@ from worldmodel.datasets.store import EpisodeStore
 from worldmodel.envs.grammar import held_out
 from worldmodel.errors import UserError
 from worldmodel.world import Annotation, WorldSpec
+
+_READERS = 16  # threads that read a store, at most
 
 
 class StoreFrames:
@@ -87,6 +92,10 @@ class Recordings:
         moved = self.actions[frame]
         return None if np.isnan(moved).any() else Action((), *map(float, moved))
 
+    def without_frames(self) -> "Recordings":
+        """Return the same without what only a look at frames needs: small enough to send."""
+        return replace(self, frames=self.frames[:0], sources=())
+
     def captions(self) -> list[tuple[int, str]]:
         """Return (frame number, caption) of all captions."""
         return [
@@ -127,15 +136,23 @@ def load_recordings(path: str, split: str, limit: int = 0, in_memory: bool = Tru
         frames = StoreFrames(sources)
     keys = np.zeros(int(starts[-1]), np.uint16)
     actions = np.zeros((int(starts[-1]), 3), np.float32)
-    annotations = []
-    for begin, end, name in zip(starts[:-1], starts[1:], ids, strict=True):
-        arrays = store.arrays(name)
-        keys[begin : end - 1] = arrays["keys"]
-        actions[begin : end - 1] = arrays["actions"]
-        if isinstance(frames, np.ndarray):
-            store.frames_into(name, 0, frames[begin:end])
-        free = (n for n in store.annotations(name) if not held_out(n.text, n.answer))
-        annotations.append(tuple(free))
+    annotations: list[tuple[Annotation, ...]] = [()] * len(ids)
+
+    def read(part: range) -> None:
+        own = copy(store)  # with its own open episodes
+        for e in part:
+            name, begin, end = ids[e], starts[e], starts[e + 1]
+            arrays = own.arrays(name)
+            keys[begin : end - 1] = arrays["keys"]
+            actions[begin : end - 1] = arrays["actions"]
+            if isinstance(frames, np.ndarray):
+                own.frames_into(name, 0, frames[begin:end])
+            free = (n for n in own.annotations(name) if not held_out(n.text, n.answer))
+            annotations[e] = tuple(free)
+
+    threads = min(len(ids), _READERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads, "read") as pool:  # decoding leaves Python's lock to others
+        list(pool.map(read, (range(i, len(ids), threads) for i in range(threads))))
     return Recordings(store.spec, frames, keys, actions, starts, tuple(annotations), sources)
 
 

@@ -1,17 +1,29 @@
-"""Batches prepared ahead by threads, in an order that does not depend on how many there are."""
+"""Batches prepared ahead, in an order that does not depend on how many work on them."""
 
+import functools
+import multiprocessing
+import pickle
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+from worldmodel.datasets.pool import no_interrupt
+from worldmodel.errors import UserError
 
 T = TypeVar("T")
+_STOP_S = 5.0  # how long a process may take to end
 
 
 class Loader(Generic[T]):
     """What `make(number)` gives, for one number after the other.
 
     `make` must be a function of the number alone; then any number of workers gives the same. They
-    are threads: reading, decoding and most of NumPy and torch leave Python's lock to the model.
+    are threads, for what waits or leaves Python's lock to the model: `Processes`, copies, NumPy.
     """
 
     def __init__(self, make: Callable[[int], T], workers: int = 0, stride: int = 1) -> None:
@@ -43,3 +55,105 @@ class Loader(Generic[T]):
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._coming.clear()
+
+
+@dataclass
+class _Worker:
+    """A process and the line to it; `told` is whether it knows what to make."""
+
+    process: BaseProcess
+    line: Connection
+    told: bool = False
+
+
+class Processes(Generic[T]):
+    """`make(number)` done by other processes, for as many threads as there are processes.
+
+    They are started anew, not forked: they know nothing of this process but `make`, which is
+    pickled, so a GPU in use here does not matter to them. They end when this process does,
+    however it ends.
+    """
+
+    def __init__(self, make: Callable[[int], T], count: int) -> None:
+        """Start `count` processes; in the main thread, so that Ctrl-C is left to this process."""
+        self._make = pickle.dumps(make, pickle.HIGHEST_PROTOCOL)
+        context = multiprocessing.get_context("spawn")
+        self._free: SimpleQueue[_Worker] = SimpleQueue()
+        self._all: list[_Worker] = []
+        for number in range(count):
+            ours, theirs = context.Pipe()
+            name = f"draws-{number}"
+            process = context.Process(target=_work, args=(theirs,), name=name, daemon=True)
+            with no_interrupt():
+                process.start()
+            theirs.close()
+            self._all.append(_Worker(process, ours))
+            self._free.put(self._all[-1])
+
+    def __call__(self, number: int) -> T:
+        """Return `make(number)`; waits where more threads than processes ask.
+
+        An error of `make` is raised here, with the process's traceback as a note.
+
+        Raises:
+            UserError: the process was killed.
+        """
+        worker = self._free.get()
+        try:
+            if not worker.told:
+                worker.line.send_bytes(self._make)
+                worker.told = True
+            worker.line.send_bytes(pickle.dumps(number))
+            made, error = pickle.loads(worker.line.recv_bytes())
+        except (EOFError, OSError):
+            worker.process.join(_STOP_S)
+            raise UserError(
+                f"A process that draws batches ended (exit code {worker.process.exitcode}) at "
+                f"batch {number}; memory may be short. Give the same command again, which goes on "
+                "from the last saved state, with fewer core.workers."
+            ) from None
+        finally:
+            self._free.put(worker)
+        if error is not None:
+            raise error
+        return made
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._all:
+            worker.line.close()
+        for worker in self._all:
+            worker.process.join(_STOP_S)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+
+
+def _work(line: Connection) -> None:
+    """Body of a process."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        told = line.recv_bytes()
+        make = functools.cache(lambda: pickle.loads(told))
+        while True:
+            number = pickle.loads(line.recv_bytes())
+            line.send_bytes(_answer(make, number))
+    except (EOFError, OSError):
+        pass  # whom it works for is gone
+
+
+def _answer(make: Callable[[], Callable[[int], Any]], number: int) -> bytes:
+    """Return (what was made, None) or (None, the error), pickled."""
+    try:
+        return pickle.dumps((make()(number), None), pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        where = traceback.format_exc()
+        try:
+            error.add_note(where)
+            data = pickle.dumps((None, error))
+            pickle.loads(data)
+        except Exception:  # an error that cannot be sent
+            data = pickle.dumps((None, RuntimeError(where)))
+        return data

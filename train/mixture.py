@@ -7,7 +7,7 @@ import numpy as np
 
 from worldmodel.errors import UserError
 from worldmodel.sequence import Document, Frame, Text
-from worldmodel.train.samples import Sampler
+from worldmodel.train.samples import Sampler, bounds, pick
 
 
 class Draws(Protocol):
@@ -27,13 +27,13 @@ class StoreMixture:
     def __init__(self, samplers: Sequence[Sampler], weights: Sequence[float]) -> None:
         """Take one sampler a store, and how often each is drawn from; need not sum to 1."""
         self.samplers = tuple(samplers)
-        self._shares = store_shares(weights, len(samplers))
+        self._shares = bounds(store_shares(weights, len(samplers)))
         lengths = [len(sampler.recordings.frames) for sampler in samplers]
         self._offsets = np.cumsum([0, *lengths[:-1]]).tolist()
 
     def draw(self, rng: np.random.Generator, step: int = 0) -> tuple[int, Document]:
         """Return (index in KINDS, document); a function of the generator and the step only."""
-        number = int(rng.choice(len(self.samplers), p=self._shares))
+        number = pick(self._shares, rng)
         kind, document = self.samplers[number].draw(rng, step)
         return kind, [_moved(span, self._offsets[number]) for span in document]
 

@@ -1,16 +1,19 @@
 """Optimisers: Muon for the matrices inside the blocks, AdamW for everything else."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import _foreach_add_, _foreach_lerp, _foreach_lerp_, _foreach_mul_, nn  # type: ignore
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from worldmodel.devices import choose_dtype
 
 # Coefficients of the quintic Newton-Schulz iteration, from Jordan et al. 2024 (Muon).
 _NS = (3.4445, -4.7750, 2.0315)
+_TOGETHER = 1 << 22
+"""Matrices of one shape are orthogonalised together up to about so many numbers: small ones cost
+more to begin than to compute."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -37,19 +40,35 @@ class Muon(torch.optim.Optimizer):
         """Update every parameter that has a gradient."""
         del closure
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                momentum = state["momentum"]
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                nesterov = p.grad.lerp(momentum, group["momentum"])
-                update = _orthogonal_update(nesterov)
-                scale = 0.6 * math.sqrt(max(p.shape[-2:]))
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.to(p.dtype), alpha=-group["lr"] * scale)
+            trained = [p for p in group["params"] if p.grad is not None]
+            for alike in _alike(trained):
+                gradients = [p.grad for p in alike if p.grad is not None]
+                for p in alike:
+                    if not self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                momenta = [self.state[p]["momentum"] for p in alike]
+                _foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+                nesterov = _foreach_lerp(gradients, momenta, group["momentum"])
+                updates = _orthogonal_updates(nesterov)  # type: ignore[arg-type]
+                scale = 0.6 * math.sqrt(max(alike[0].shape[-2:]))
+                _foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
+                _foreach_add_(alike, updates, alpha=-group["lr"] * scale)
+
+
+def _alike(params: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+    """Sort parameters into lists of one shape, to be done together: small ones, whole ones."""
+    found: list[list[torch.Tensor]] = []
+    last: dict[torch.Size, list[torch.Tensor]] = {}
+    for p in params:
+        if isinstance(p, DTensor):
+            found.append([p])
+            continue
+        together = last.get(p.shape)
+        if together is None or len(together) * p.numel() >= _TOGETHER:
+            together = last[p.shape] = []
+            found.append(together)
+        together.append(p)
+    return found
 
 
 def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
@@ -58,15 +77,22 @@ def orthogonalise(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     In bfloat16 where it is fast, else in the matrix's own format.
     """
     a, b, c = _NS
-    x = matrix.to(choose_dtype("auto", matrix.device))
+    x = matrix.to(choose_dtype("auto", matrix.device)).reshape(-1, *matrix.shape[-2:])
     wide = x.shape[-2] <= x.shape[-1]
     if not wide:
         x = x.mT
     x = x / (x.float().norm(dim=(-2, -1), keepdim=True).to(x.dtype) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if wide else x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x if wide else x.mT).reshape(matrix.shape)
+
+
+def _orthogonal_updates(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Orthogonalise matrices or stacks of one shape, in their own format."""
+    if len(matrices) == 1:
+        return [_orthogonal_update(matrices[0])]
+    return list(orthogonalise(torch.stack(list(matrices))).to(matrices[0].dtype))
 
 
 def _orthogonal_update(matrix: torch.Tensor) -> torch.Tensor:
@@ -76,7 +102,7 @@ def _orthogonal_update(matrix: torch.Tensor) -> torch.Tensor:
     divided is put together and done by all: those are the small ones, of attention.
     """
     if not isinstance(matrix, DTensor):
-        return orthogonalise(matrix)
+        return orthogonalise(matrix).to(matrix.dtype)
     mesh, placements = matrix.device_mesh, matrix.placements
     if matrix.ndim == 3 and all(p == Shard(0) or p.is_replicate() for p in placements):
         local = matrix.to_local()

@@ -21,7 +21,7 @@ from torch import nn
 from worldmodel import checkpoint as checkpoints
 from worldmodel.actions import FORMS
 from worldmodel.checkpoint import Checkpoint
-from worldmodel.datasets.latents import LatentCache, encoder_hash
+from worldmodel.datasets.latents import LatentCache, encoder_hash, frames_at_once
 from worldmodel.datasets.text import TextStore
 from worldmodel.devices import choose_device, choose_dtype, mixed_precision
 from worldmodel.encoders import FrameEncoder
@@ -242,6 +242,7 @@ def train_core(run: Run) -> None:
                 core.config, seen, tokenizer, held_out, watch.images, level, run.device, run.dtype
             )
     fit(task, loop, run.folder / "core", watch, run.config.divide, validation, paint)
+    task.close()
     _save(core, run.folder / "core.safetensors")
 
 
@@ -337,7 +338,6 @@ def cache_latents(
     recordings: Recordings,
     folder: Path,
     dtype: torch.dtype,
-    batch: int = 64,
     memory_gb: float = 0.0,
 ) -> torch.Tensor:
     """Return the latents float16 [F, N, C] of all frames, on the encoder's device.
@@ -358,6 +358,7 @@ def cache_latents(
         temporary = path.with_suffix(".tmp")
         stored = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
         if not _copy_latents(encoder, recordings, stored):
+            batch = frames_at_once(encoder)
             with mixed_precision(device, dtype):
                 for first in range(0, len(frames), batch):
                     part = torch.from_numpy(frames[first : first + batch])

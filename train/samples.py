@@ -10,13 +10,15 @@ instructed   I A I T I I I ...    an instruction, then frames that fulfil it, no
 commanded    I A I T I A I A ...  the same with actions
 """
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from typing import Any
 
 import numpy as np
 
-from worldmodel.actions import ActionTable
+from worldmodel.actions import FORMS, ActionTable
 from worldmodel.envs.grammar import held_out
 from worldmodel.errors import UserError, suggest
 from worldmodel.sequence import Document, Frame, Text
@@ -129,6 +131,8 @@ class Sampler:
                     continue
                 self._notes.setdefault(note.kind, []).append((e, n))
         self._ids: dict[str, tuple[int, ...]] = {}
+        self._said: dict[tuple[Any, ...], tuple[int, ...]] = {}
+        self._forms = bounds(np.array(self.mixture.forms) / sum(self.mixture.forms))
         usable = np.ones(len(KINDS))
         needs = {"caption": "caption", "imagine": "caption", "question": "question"}
         needs |= {"instructed": "instruction", "commanded": "instruction"}
@@ -144,19 +148,22 @@ class Sampler:
                 "The mixture has only sample kinds that need annotations, and these recordings "
                 "have none for them. Raise mixture.video or mixture.action above 0."
             )
-        self._shares = self._shares_at(0)
+        self._kinds = self._kinds_at(0)
 
-    def _shares_at(self, step: int) -> np.ndarray:
+    def __getstate__(self) -> dict[str, Any]:
+        """Go to other processes without the frames: drawing looks at none."""
+        return self.__dict__ | {"recordings": self.recordings.without_frames()}
+
+    def _kinds_at(self, step: int) -> list[float]:
         shares = self.mixture.shares_at(step) * self._usable
-        return shares / shares.sum()
+        return bounds(shares / shares.sum())
 
     def draw(self, rng: np.random.Generator, step: int = 0) -> tuple[int, Document]:
         """Return (index in KINDS, document); `Frame.latent` is a frame of the recordings.
 
         A function of the generator and, where the mixture has a schedule, of the training step.
         """
-        shares = self._shares_at(step) if self.mixture.schedule else self._shares
-        kind = int(rng.choice(len(KINDS), p=shares))
+        kind = pick(self._kinds_at(step) if self.mixture.schedule else self._kinds, rng)
         name = KINDS[kind]
         if name == "text":
             return kind, self._prose(rng)
@@ -237,21 +244,38 @@ class Sampler:
 
     def _spoken_actions(self, frames: range, rng: np.random.Generator) -> dict[int, tuple]:
         """Action text before each frame but the first, by frame."""
-        table: ActionTable = self.recordings.spec.actions
-        mixture = self.mixture
-        forms = ("metric", "keys", "phrase")
-        shares = np.array(mixture.forms) / sum(mixture.forms)
-        form = forms[rng.choice(3, p=shares)]
+        data, mixture = self.recordings, self.mixture
+        table: ActionTable = data.spec.actions
+        form = pick(self._forms, rng)
         mixed = rng.random() < mixture.mixed_forms
         spoken = {}
-        for frame in frames[1:]:
+        steps = slice(frames[0], frames[-1])
+        keys, moves = data.keys[steps].tolist(), data.actions[steps].tolist()
+        for frame, held, moved in zip(frames[1:], keys, moves, strict=True):
             if mixed:
-                form = forms[rng.choice(3, p=shares)]
-            action = self.recordings.action(frame - 1)
-            if rng.random() < mixture.drop_action or action is None:
+                form = pick(self._forms, rng)
+            unknown = not held and isnan(sum(moved))
+            if rng.random() < mixture.drop_action or unknown:
                 continue
-            spoken[frame] = self.encode(table.text(action, form, int(rng.integers(8))))
+            # The same few are said again and again.
+            said = (held or tuple(moved), form, int(rng.integers(8)))
+            if said not in self._said:
+                action = data.action(frame - 1)
+                assert action is not None
+                self._said[said] = self.encode(table.text(action, FORMS[form], said[-1]))
+            spoken[frame] = self._said[said]
         return spoken
+
+
+def bounds(shares: np.ndarray) -> list[float]:
+    """Return where each share ends, of shares that sum to 1; for `pick`."""
+    ends = shares.cumsum()
+    return (ends / ends[-1]).tolist()
+
+
+def pick(ends: list[float], rng: np.random.Generator) -> int:
+    """Return a number drawn by the shares that end there: what `rng.choice` gives, but faster."""
+    return bisect_right(ends, rng.random())
 
 
 def python_prose(chunk: int = 400) -> list[str]:

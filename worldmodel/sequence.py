@@ -11,11 +11,13 @@ Shapes: R rows, L tokens a row, F frame copies (contexts and targets), N tokens 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from worldmodel.devices import moved
 from worldmodel.text import BOI, BOS, EOI, PAD
 
 if TYPE_CHECKING:
@@ -91,7 +93,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on `device`."""
-        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return Batch(**{f.name: moved(getattr(self, f.name), device) for f in fields(self)})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Go to other processes as plain bytes; PyTorch would open a file for each tensor."""
+        return _batch_of, tuple(getattr(self, f.name).cpu().numpy() for f in fields(self))
 
     def first_places(self) -> torch.Tensor:
         """Flat place of the first token of every frame copy, int64 [F]."""
@@ -136,6 +142,10 @@ class Batch:
         return Batch(**values)
 
 
+def _batch_of(*columns: np.ndarray) -> Batch:
+    return Batch(*map(torch.from_numpy, columns))
+
+
 def attention_mask(batch: Batch) -> torch.Tensor:
     """Return bool [R, L, L], True where query may see key, see `_sees`."""
     table = {name: getattr(batch, name) for name in RULED}
@@ -163,8 +173,16 @@ def block_mask(batch: Batch) -> "BlockMask":
 
 
 def visibility(batch: Batch) -> "torch.Tensor | BlockMask":
-    """Who sees whom, in the form that is fast on the batch's device."""
-    return block_mask(batch) if batch.ids.is_cuda else attention_mask(batch)
+    """Who sees whom, in the form that is fast on the batch's device.
+
+    Blocks that are skipped pay where rows are long; up to `_SHORT` tokens they cost more than the
+    dense product (docs/speed.md), and are compiled anew for new sizes.
+    """
+    long = batch.ids.shape[1] > _SHORT
+    return block_mask(batch) if batch.ids.is_cuda and long else attention_mask(batch)
+
+
+_SHORT = 4096
 
 
 RULED = ("doc", "order", "copy", "target", "step", "expire")
@@ -182,76 +200,73 @@ def _sees(q: dict[str, torch.Tensor], k: dict[str, torch.Tensor]) -> torch.Tenso
     return (q["doc"] == k["doc"]) & (own | earlier)
 
 
-@dataclass
-class _Tokens:
-    """One document as columns, before it is placed in a row."""
-
-    columns: dict[str, list[int]]
-    copies: list[tuple[int, int, bool, int]]  # (first column, latent, is target, copy before)
+_RUN = ("size", "order", "step", "expire", "place", "copy")
+"""Of a run: its tokens, its first token's columns (see `Batch`), its frame copy or -1 for text."""
 
 
-def lay_out(
-    document: Document, grid: tuple[int, int], window: int, in_place: bool = False
-) -> _Tokens:
-    """Return the columns of one document.
+@dataclass(frozen=True)
+class Laid:
+    """One document as runs of tokens, before it is placed in a row.
+
+    Attributes:
+        runs: the numbers of `_RUN` for each run: text that one step sees, or a frame copy.
+        ids: the tokens of all text runs, in order.
+        copies: (latent, whether it is to be learned, context copy of the frame before or -1) of
+            each frame copy; contexts come first.
+        size: tokens in all.
+    """
+
+    runs: list[tuple[int, ...]]
+    ids: list[int]
+    copies: list[tuple[int, bool, int]]
+    size: int
+
+
+def lay_out(document: Document, cells: int, window: int, in_place: bool = False) -> Laid:
+    """Return the runs of one document.
 
     Args:
         document: its spans; `<bos>`, `<boi>`, `<eoi>` are added here.
-        grid: rows and columns of a frame's tokens.
+        cells: tokens of a frame.
         window: how many earlier frames a frame sees.
         in_place: a frame is its own target; there are no copies.
     """
-    names = ("ids", "order", "copy", "step", "expire", "time", "row", "column", "place", "next_id")
-    columns: dict[str, list[int]] = {name: [] for name in names}
-    copies: list[tuple[int, int, bool, int]] = []
-    beside: list[tuple[int, int, int, int, int]] = []  # latent, order, step, time, place
-    instruction: list[int] = []
-    order = step = time = place = 0
-
-    def put(token: int, expire: int) -> None:
-        nonlocal order, time, place
-        values = (token, order, -1, step, expire, time, 0, 0, place, -1)
-        for name, value in zip(names, values, strict=True):
-            columns[name].append(value)
-        order += 1
-        time += 1
-        place += 1
-
-    def put_frame(latent: int, at: tuple[int, int, int, int], target: bool) -> None:
-        at_order, at_step, at_time, at_place = at
-        number = len(copies)  # contexts come first, in order: the copy before is step - 1
-        copies.append((len(columns["ids"]), latent, target, at_step - 1))
-        for cell in range(grid[0] * grid[1]):
-            values = (PAD, at_order, number, at_step, at_step + window + 1, at_time)
-            values += (*divmod(cell, grid[1]), at_place + cell, -1)
-            for name, value in zip(names, values, strict=True):
-                columns[name].append(value)
-
-    put(BOS, FOREVER)
+    runs: list[tuple[int, ...]] = [(1, 0, 0, FOREVER, 0, -1)]
+    ids = [BOS]
+    copies: list[tuple[int, bool, int]] = []
+    beside: list[tuple[int, int, int, int]] = []  # latent, order, step, place
+    told = -1  # the run of the instruction that holds
+    order = place = 1
+    step = 0
     for span in document:
+        out = step + window + 1  # the step that no longer sees what goes with this frame
         if isinstance(span, Text):
             if span.role == "instruction":
-                for column in instruction:
-                    columns["expire"][column] = step
-                instruction = list(range(len(columns["ids"]), len(columns["ids"]) + len(span.ids)))
-            expire = step + window + 1 if span.role == "action" else FOREVER
-            for token in span.ids:
-                columns["next_id"][-1] = token if columns["copy"][-1] < 0 else -1
-                put(token, expire)
-        else:
-            columns["next_id"][-1] = BOI
-            put(BOI, step + window + 1)
-            put_frame(span.latent, (order, step, time, place), target=span.target and in_place)
-            if span.target and not in_place:
-                beside.append((span.latent, order, step, time, place))
-            order += 1
-            time += 1
-            place += grid[0] * grid[1]
-            put(EOI, step + window + 1)
-            step += 1
-    for latent, *at in beside:
-        put_frame(latent, (at[0], at[1], at[2], at[3]), target=True)
-    return _Tokens(columns, copies)
+                if told >= 0:
+                    runs[told] = (*runs[told][:3], step, *runs[told][4:])
+                told = len(runs)
+            count = len(span.ids)
+            runs.append((count, order, step, out if span.role == "action" else FOREVER, place, -1))
+            ids += span.ids
+            order += count
+            place += count
+            continue
+        runs += (
+            (1, order, step, out, place, -1),
+            (cells, order + 1, step, out, place + 1, len(copies)),
+            (1, order + 2, step, out, place + 1 + cells, -1),
+        )
+        ids += (BOI, EOI)
+        copies.append((span.latent, span.target and in_place, step - 1))
+        if span.target and not in_place:
+            beside.append((span.latent, order + 1, step, place + 1))
+        order += 3
+        place += cells + 2
+        step += 1
+    for latent, at, since, first in beside:
+        runs.append((cells, at, since, since + window + 1, first, len(copies)))
+        copies.append((latent, True, since - 1))
+    return Laid(runs, ids, copies, place + cells * len(beside))
 
 
 def pack(
@@ -264,69 +279,94 @@ def pack(
 ) -> Batch:
     """Pack documents into rows of `length` tokens, first fit, and return them as a batch.
 
-    `in_place` as in `lay_out`.
+    Args:
+        documents: what to pack.
+        kinds: sample kind of each.
+        grid: rows and columns of a frame's tokens.
+        window: how many earlier frames a frame sees.
+        length: tokens of a row.
+        in_place: a frame is its own target; there are no copies.
 
     Raises:
         ValueError: a document is longer than `length`.
     """
-    laid = [lay_out(document, grid, window, in_place) for document in documents]
-    rows: list[list[int]] = []
-    used: list[int] = []
-    for number, tokens in enumerate(laid):
-        size = len(tokens.columns["ids"])
-        if size > length:
-            raise ValueError(f"a document has {size} tokens, a row holds {length}")
-        fit = next((r for r, u in enumerate(used) if u + size <= length), None)
-        if fit is None:
-            rows.append([])
-            used.append(0)
-            fit = len(rows) - 1
-        rows[fit].append(number)
-        used[fit] += size
-
-    shape = (len(rows), length)
-    empty = {"ids": PAD, "doc": -1, "copy": -1, "next_id": -1}
-    names = ("ids", "doc", "order", "copy", "step", "expire", "next_id")
-    names += ("time", "row", "column", "place")
-    table = {name: np.full(shape, empty.get(name, 0), np.int64) for name in names}
-    table["text_kind"] = np.full(shape, -1, np.int64)
-    table["order"][:] = np.arange(length)  # padding: every token has its own place
-    target = np.zeros(shape, bool)
-    visual, source, before, is_target, copy_kind = [], [], [], [], []
     cells = grid[0] * grid[1]
-    for r, members in enumerate(rows):
-        at = 0
-        for number in members:
-            tokens = laid[number]
-            size = len(tokens.columns["ids"])
-            part = (r, slice(at, at + size))
-            for name, values in tokens.columns.items():
-                table[name][part] = values
-            table["doc"][part] = number
-            table["text_kind"][part] = kinds[number]
-            copy = table["copy"][part]
-            first_copy = len(source)
-            copy[copy >= 0] += first_copy
-            for first, latent, aims, previous in tokens.copies:
-                places = np.arange(at + first, at + first + cells)
-                visual.append(r * length + places)
-                target[r, places] = aims and not in_place
-                source.append(latent)
-                before.append(first_copy + previous if previous >= 0 else -1)
-                is_target.append(aims)
-                copy_kind.append(kinds[number])
-            at += size
-    time, row, column, place = (table.pop(name) for name in ("time", "row", "column", "place"))
-    position = np.stack([time, table["step"], row, column, place], axis=-1)
-    tensors = {name: torch.from_numpy(values) for name, values in table.items()}
+    every = [lay_out(document, cells, window, in_place) for document in documents]
+    numbers, begins, rows = _first_fit([one.size for one in every], length)
+    laid = [every[number] for number in numbers]
+
+    # A run is a few numbers; its tokens are made for the whole batch at once.
+    facts = chain.from_iterable(chain.from_iterable(one.runs for one in laid))
+    runs = np.fromiter(facts, np.int64).reshape(-1, len(_RUN))
+    size = runs[:, 0]
+    nth = np.arange(size.sum()) - np.repeat(size.cumsum() - size, size)  # of its run
+    of = {name: np.repeat(runs[:, i], size) for i, name in enumerate(_RUN) if i}
+    text = of["copy"] < 0
+    of["order"] += np.where(text, nth, 0)
+    of["place"] += nth
+    cell = np.where(text, 0, nth)
+
+    sizes = np.array([one.size for one in laid], np.int64)
+    of["doc"] = np.repeat(np.array(numbers, np.int64), sizes)
+    of["text_kind"] = np.array(kinds, np.int64)[of["doc"]]
+    of["ids"] = np.full(len(nth), PAD)
+    of["ids"][text] = list(chain.from_iterable(one.ids for one in laid))
+    follows = text[:-1] & text[1:] & (of["doc"][:-1] == of["doc"][1:])
+    of["next_id"] = np.full(len(nth), -1)
+    of["next_id"][:-1][follows] = of["ids"][1:][follows]
+
+    copies = list(chain.from_iterable(one.copies for one in laid))
+    counts = np.array([len(one.copies) for one in laid], np.int64)
+    first = counts.cumsum() - counts  # copy of each document
+    of["copy"] += np.where(text, 0, np.repeat(first, sizes))
+    source, is_target, before = np.array(copies, np.int64).reshape(-1, 3).T
+    before = np.where(before < 0, -1, before + np.repeat(first, counts))
+
+    where = np.repeat(np.array(begins, np.int64) - (sizes.cumsum() - sizes), sizes)
+    where += np.arange(len(nth))  # flat place of each token
+    empty = {"ids": PAD, "doc": -1, "copy": -1, "next_id": -1, "text_kind": -1}
+    table = {}
+    for name in ("ids", "doc", "order", "copy", "step", "expire", "next_id", "text_kind"):
+        table[name] = np.full(rows * length, empty.get(name, 0))
+        if name == "order":  # padding: every token has its own place
+            table[name][:] = np.tile(np.arange(length), rows)
+        table[name][where] = of[name]
+    position = np.zeros((rows * length, 5), np.int64)
+    axes = (of["order"], of["step"], cell // grid[1], cell % grid[1], of["place"])
+    position[where] = np.stack(axes, axis=1)
+    target = np.zeros(rows * length, bool)
+    if not in_place:
+        target[where[~text]] = np.repeat(is_target.astype(bool), cells)
+    tensors = {k: torch.from_numpy(v.reshape(rows, length)) for k, v in table.items()}
     return Batch(
         **tensors,
         vision=tensors["copy"] >= 0,
-        target=torch.from_numpy(target),
-        position=torch.from_numpy(position),
-        visual=torch.from_numpy(np.concatenate(visual) if visual else np.zeros(0, np.int64)),
-        source=torch.tensor(source, dtype=torch.int64),
-        before=torch.tensor(before, dtype=torch.int64),
-        is_target=torch.tensor(is_target, dtype=torch.bool),
-        kind=torch.tensor(copy_kind, dtype=torch.int64),
+        target=torch.from_numpy(target.reshape(rows, length)),
+        position=torch.from_numpy(position.reshape(rows, length, 5)),
+        visual=torch.from_numpy(where[~text]),
+        source=torch.from_numpy(source.copy()),
+        before=torch.from_numpy(before),
+        is_target=torch.from_numpy(is_target.astype(bool)),
+        kind=torch.from_numpy(np.repeat(np.array(kinds, np.int64)[numbers], counts)),
     )
+
+
+def _first_fit(sizes: Sequence[int], length: int) -> tuple[list[int], list[int], int]:
+    """Give each document the first row with room for it.
+
+    Returns:
+        Numbers of the documents in the order in which they lie in the rows; the flat place at
+        which each of these begins; how many rows there are.
+    """
+    used: list[int] = []
+    begins: list[tuple[int, int]] = []
+    for number, size in enumerate(sizes):
+        if size > length:
+            raise ValueError(f"a document has {size} tokens, a row holds {length}")
+        row = next((r for r, u in enumerate(used) if u + size <= length), len(used))
+        if row == len(used):
+            used.append(0)
+        begins.append((row * length + used[row], number))
+        used[row] += size
+    begins.sort()
+    return [number for _, number in begins], [begin for begin, _ in begins], len(used)

@@ -18,9 +18,10 @@ import torch
 
 from worldmodel.checkpoint import Checkpoint
 from worldmodel.flow import Predict, mix, sample
+from worldmodel.graphs import Graphs
 from worldmodel.sequence import FOREVER, Text
 from worldmodel.text import BOI, BOS, EOI, PAD
-from worldmodel.transformer import KVCache
+from worldmodel.transformer import Core, KVCache
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,9 @@ class Engine:
         rows, columns = config.grid
         cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
         self.cells = cells.view(-1, 2).to(device)  # row and column of each frame token
+        self.graphs = Graphs(_forward, self.core) if device.type == "cuda" else None
+        # Words and past of a pass are filled up to multiples of these, so that few shapes occur.
+        self.words_by, self.past_by = (8, 64) if self.graphs else (1, 1)
 
     def noise(self, *numbers: int) -> torch.Tensor:
         """Noise [2, 1, N, C] for one frame, a function of some numbers >= 0 alone."""
@@ -153,7 +157,7 @@ class Engine:
         bare = [[*(BOS for _ in range(not s.time)), BOI] for s in unled]
         passes = Pass(self, [*streams, *unled], [*words, *bare])
         if given is None:
-            predict = _guided(passes.predict, weights) if weights else passes.predict
+            predict = _guided(passes.predict, weights, self.device) if weights else passes.predict
             drawn = sample(predict, noise[0], denoise_steps, self.core.config.strides, shift)
             given = self.core.merge(self.encoder.project(self.core.split(drawn)))
         passes.keep(len(streams))
@@ -199,10 +203,10 @@ class Pass:
         self, engine: Engine, streams: Sequence[Stream], words: Sequence[Sequence[int]]
     ) -> None:
         self.engine = engine
-        core, config, device = engine.core, engine.core.config, engine.device
+        config, device = engine.core.config, engine.device
         self.rows, self.frame_tokens = len(streams), config.frame_tokens
         self.lengths = [len(w) for w in words]
-        self.pad = max(self.lengths)
+        self.pad = _up(max(self.lengths), engine.words_by)
         self.cache, real = _cached(engine, streams, self.pad + self.frame_tokens + 1)
         self.past = self.cache.length
         ids = torch.zeros(self.rows, self.pad, dtype=torch.int64)
@@ -219,7 +223,6 @@ class Pass:
         self.frame_position = _positions(at.expand(-1, n), step, n, engine.cells)
         self.end_position = _positions(at + 1, step, n)
         self.end_position[..., -1] += n - 1  # the frame is over by then
-        self.embedded = core.embed(self.ids)
         nothing = torch.zeros(config.frame_tokens, config.channels, device=device)
         before = [nothing if s.shown is None else s.shown for s in streams]
         self.before = torch.stack(before).to(engine.dtype)
@@ -227,8 +230,7 @@ class Pass:
 
     def predict(self, z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
         """Predicted clean latents [B, N, C] of noised ones; leaves no trace of the frame."""
-        hidden, seen = self._run(z, t, stride, end=False)
-        drawn = self.engine.core.draw(hidden, seen, z.to(self.engine.dtype), t).float()
+        drawn = self._run(z, t, stride, end=False).float()
         if self.engine.watch:
             self.engine.watch(drawn)
         return drawn
@@ -237,8 +239,8 @@ class Pass:
         """Go on with the first `rows` rows alone."""
         self.rows, self.lengths = rows, self.lengths[:rows]
         self.cache.data = self.cache.data[:, :, :rows]
-        self.real, self.before, self.embedded = (
-            part[:rows] for part in (self.real, self.before, self.embedded)
+        self.real, self.before, self.ids = (
+            part[:rows] for part in (self.real, self.before, self.ids)
         )
         self.word_position, self.frame_position, self.end_position = (
             part[:rows] for part in (self.word_position, self.frame_position, self.end_position)
@@ -255,53 +257,76 @@ class Pass:
         level = torch.full((self.rows,), self.engine.checkpoint.context_level, device=noise.device)
         stride = torch.full_like(level, self.engine.core.config.strides - 1, dtype=torch.int64)
         shown = mix(latents, noise, level)
-        hidden, _ = self._run(shown, level, stride, end=True)
-        first, stop = self.past, self.past + self.pad + self.frame_tokens + 1
-        kept = []
-        for i, words in enumerate(self.lengths):
-            index = [*range(first, first + words), *range(first + self.pad, stop)]
-            kept.append(self.cache.data[:, :, i][:, :, :, index].clone())
-        return kept, shown, hidden[:, -1].clone()
+        hidden = self._run(shown, level, stride, end=True)
+        added = self.cache.data[..., self.past :, :]
+        kept = [
+            torch.cat([added[:, :, i, :, :words], added[:, :, i, :, self.pad :]], dim=3)
+            for i, words in enumerate(self.lengths)
+        ]
+        return kept, shown, hidden
 
     def _run(
         self, z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor, end: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states of the frame's tokens, and of `<eoi>` at its end; what `draw` needs."""
-        core, n = self.engine.core, self.frame_tokens
-        x, seen = core.embed_frames(z.to(self.engine.dtype), t, stride, self.before)
-        parts, positions, vision = [x], [self.frame_position], [torch.ones(n, dtype=torch.bool)]
+    ) -> torch.Tensor:
+        """What `_forward` gives for the frame, and for the words that are not in yet."""
+        n, device = self.frame_tokens, self.engine.device
         before = 0 if self.words_in else self.pad
+        ids, positions = self.ids[:, :before], [self.frame_position]
         if before:
-            parts.insert(0, self.embedded)
             positions.insert(0, self.word_position)
-            vision.insert(0, torch.zeros(before, dtype=torch.bool))
         if end:
-            eoi = torch.full((self.rows, 1), EOI, device=x.device)
-            parts.append(core.embed(eoi))
+            ids = torch.cat([ids, ids.new_full((self.rows, 1), EOI)], dim=1)
             positions.append(self.end_position)
-            vision.append(torch.zeros(1, dtype=torch.bool))
-        tokens = before + n + end
-        keys = self.cache.length + tokens
-        mask = self.real[:, None, :keys].expand(-1, tokens, -1).clone()
+        tokens, past = before + n + end, self.cache.length
+        vision = torch.zeros(self.rows, tokens, dtype=torch.bool, device=device)
+        vision[:, before : before + n] = True
+        mask = self.real[:, None, : past + tokens].expand(-1, tokens, -1).clone()
         if before:  # words are causal and do not see the frame
-            words = torch.ones(before, tokens, dtype=torch.bool, device=x.device).tril()
-            mask[:, :before, self.cache.length :] &= words
+            mask[:, :before, past:] &= torch.ones_like(mask[0, :before, past:]).tril()
             # a padded word sees itself, so that no row of the attention is empty
-            own = torch.eye(before, dtype=torch.bool, device=x.device)
-            mask[:, :before, self.cache.length : self.cache.length + before] |= own
+            own = torch.eye(before, dtype=torch.bool, device=device)
+            mask[:, :before, past : past + before] |= own
         if end:  # the frame does not see what ends it
             mask[:, before : before + n, -1] = False
-        hidden = core(
-            torch.cat(parts, dim=1),
-            torch.cat(vision).to(x.device).expand(self.rows, -1),
-            torch.cat(positions, dim=1),
-            mask,
-            self.cache,
-        )
+        z, position = z.to(self.engine.dtype), torch.cat(positions, dim=1)
+        inputs = (z, t, stride, self.before, ids, vision, position, mask)
+        if self.engine.graphs:
+            found = self.engine.graphs(self.cache, end, *inputs)
+        else:
+            found = _forward(self.engine.core, self.cache, end, *inputs)
         if before:
             self.cache.commit(before)
             self.words_in = True
-        return hidden[:, before:], seen
+        return found
+
+
+def _forward(
+    core: Core,
+    cache: KVCache,
+    end: bool,
+    z: torch.Tensor,
+    t: torch.Tensor,
+    stride: torch.Tensor,
+    last: torch.Tensor,
+    ids: torch.Tensor,
+    vision: torch.Tensor,
+    position: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """The core's part of a pass: words `ids` [B, words], then a frame z [B, N, C].
+
+    With `end` the last id is `<eoi>` and stands behind the frame. `last` is the frame before as
+    shown, [B, N, C]; the rest as in `Core`. Returns the predicted clean latents [B, N, C]; with
+    `end` what the core makes of `<eoi>` [B, D].
+    """
+    frame, seen = core.embed_frames(z, t, stride, last)
+    words = ids.shape[1] - end
+    told = core.embed(ids)
+    x = torch.cat([told[:, :words], frame, told[:, words:]], dim=1)
+    hidden = core(x, vision, position, mask, cache)
+    if end:
+        return hidden[:, -1].clone()
+    return core.draw(hidden[:, words:], seen, z, t)
 
 
 class Reader:
@@ -364,9 +389,10 @@ def _cached(engine: Engine, streams: Sequence[Stream], room: int) -> tuple[KVCac
     Also returns which of its places are real, bool [B, capacity]; the free ones are not yet.
     """
     past = [sum(s.kv.shape[3] for s in stream.segments) for stream in streams]
-    capacity = max(past) + room
+    length = _up(max(past), engine.past_by)
+    capacity = length + room
     cache = KVCache(engine.core.config, len(streams), capacity, engine.device, engine.dtype)
-    cache.length = max(past)
+    cache.length = length
     real = torch.zeros(len(streams), capacity, dtype=torch.bool)
     for i, stream in enumerate(streams):
         real[i, : past[i]] = True
@@ -374,6 +400,11 @@ def _cached(engine: Engine, streams: Sequence[Stream], room: int) -> tuple[KVCac
             joined = torch.cat([s.kv for s in stream.segments], dim=3)
             cache.data[:, :, i, :, : past[i]] = joined
     return cache, real
+
+
+def _up(number: int, step: int) -> int:
+    """The next multiple of `step`."""
+    return -(-number // step) * step
 
 
 def _positions(
@@ -395,19 +426,17 @@ def _positions(
     return torch.stack(parts, dim=-1)
 
 
-def _guided(run: Predict, weights: Mapping[int, float]) -> Predict:
+def _guided(run: Predict, weights: Mapping[int, float], device: torch.device) -> Predict:
     """Move some rows' predictions, by row `weight` times as far from those without words.
 
     `run` predicts a batch of all rows with words, then the chosen rows once more without.
     """
-    chosen = list(weights)
+    chosen = torch.tensor(list(weights), device=device)
+    weight = torch.tensor(list(weights.values()), device=device).view(-1, 1, 1)
 
     def predict(z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
         found = run(*(torch.cat([x, x[chosen]]) for x in (z, t, stride)))
         led, free = found[: len(z)], found[len(z) :]
-        weight = torch.tensor(list(weights.values()), device=z.device).view(-1, 1, 1)
-        return led.index_copy(
-            0, torch.tensor(chosen, device=z.device), free + weight * (led[chosen] - free)
-        )
+        return led.index_copy(0, chosen, free + weight * (led[chosen] - free))
 
     return predict
