@@ -40,5 +40,5 @@ class EvalConfig:
     device: str = "auto"
     dtype: str = "auto"
     denoise_steps: int = 2
-    guidance: float = 2.0
+    guidance: float = 1.5
     seed: int = 0

@@ -213,11 +213,15 @@ def test_a_bundled_name_is_found_and_an_unknown_one_gets_a_suggestion(
     folder, tmp_path, monkeypatch
 ):
     bundled = tmp_path / "bundled"
-    shutil.copytree(folder, bundled / "doom-nano")
+    for name in ("racing-nano", "doom-nano"):
+        shutil.copytree(folder, bundled / name)
     monkeypatch.setattr(checkpoints, "BUNDLED", bundled)
-    assert checkpoints.bundled_names() == ["doom-nano"]
-    assert load("doom-nano").name == "doom-nano"
-    assert "no checkpoint 'doom-nan'. Did you mean 'doom-nano'?" in refusal(Path("doom-nan"))
+    assert checkpoints.bundled_names() == ["doom-nano", "racing-nano"]
+    for name in checkpoints.bundled_names():
+        assert load(name).name == name
+    said = refusal(Path("doom-nan"))
+    assert "no checkpoint 'doom-nan'. Did you mean 'doom-nano'?" in said
+    assert "doom-nano, racing-nano" in said
     monkeypatch.setattr(checkpoints, "BUNDLED", tmp_path / "nowhere")
     assert "(none)" in refusal(Path("doom-nano"))
 

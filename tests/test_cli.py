@@ -14,8 +14,10 @@ import pytest
 import yaml
 
 import worldmodel
+from worldmodel.checkpoint import bundled_names
 from worldmodel.cli import CONF, VERBS, compose, main, to_dataclass
 from worldmodel.errors import UserError
+from worldmodel.train.run import require_core
 
 ROOT = Path(worldmodel.__file__).parents[1]
 CONFIGURED = [name for name, verb in VERBS.items() if verb.config]
@@ -95,6 +97,45 @@ def test_every_size_of_the_model_has_every_knob():
         assert size["name"] == name
         chosen = compose("train", [f"model={name}"], config_of("train"))
         assert dataclasses.asdict(chosen.model) == size
+
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_is_whole_and_settings_beside_it_win(name):
+    kind = config_of("train")
+    config = compose("train", [f"experiment={name}"], kind)
+    own = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert {"store", "out", "checkpoint"} <= own.keys()
+    assert (config.store, config.out) == (own["store"], own["out"])
+    require_core(config)
+    words = ["core_loop.steps=7", "model=small", "out=runs/other"]
+    changed = compose("train", [*words, f"experiment={name}"], kind)
+    assert (changed.core_loop.steps, changed.out) == (7, "runs/other")
+    assert changed.model.name == "small"
+    assert changed.mixture == config.mixture
+
+
+def test_each_bundled_checkpoint_has_its_experiment():
+    made = {compose("train", [f"experiment={n}"], config_of("train")).checkpoint: n
+            for n in EXPERIMENTS if n.startswith("ship-")}  # fmt: skip
+    assert set(bundled_names()) <= made.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "experiment=ship-dom"], "no experiment=ship-dom. Did you mean 'ship-doom'"),
+        (["play", "experiment=ship-doom"], "`worldmodel play` has no setting 'experiment'"),
+        (["eval", "model=nano"], "`worldmodel eval` has no setting 'model'"),
+    ],
+)
+def test_an_experiment_that_does_not_exist_is_one_sentence(capsys, words, message):
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("verb", CONFIGURED)

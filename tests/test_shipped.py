@@ -47,10 +47,22 @@ def play(folder: Path, *settings: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_bundled_weights_are_under_60_mib():
+def test_bundled_weights_are_under_120_mib():
     total = sum(p.stat().st_size for p in checkpoints.BUNDLED.rglob("*") if p.is_file())
-    assert total < 60 * 2**20
-    assert (checkpoints.BUNDLED / NAME / "README.md").is_file()  # the model card
+    assert total < 120 * 2**20
+    for name in checkpoints.bundled_names():
+        assert (checkpoints.BUNDLED / name / "README.md").is_file()  # the model card
+
+
+@pytest.mark.parametrize("name", checkpoints.bundled_names())
+def test_every_bundled_checkpoint_imagines_its_own_world(name):
+    dream = Dream.load(name)
+    assert dream.engine.checkpoint.name == name
+    first = dream.reset(seed=0).frame
+    for row in dream.spec.actions.rows:
+        frame = dream.step(dream.spec.actions.press([row.key])).frame
+        assert frame.shape == first.shape
+        assert frame.std() > 5, "a picture, not one colour"
 
 
 def test_the_same_script_gives_the_same_frames(tmp_path):

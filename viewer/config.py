@@ -16,7 +16,7 @@ class PlayConfig:
     device: str = "auto"
     dtype: str = "auto"
     denoise_steps: int = 2
-    guidance: float = 2.0
+    guidance: float = 1.5
     seed: int = 0
     start: int = 0
     image: str = ""

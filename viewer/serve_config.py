@@ -16,7 +16,7 @@ class ServeConfig:
     device: str = "auto"
     dtype: str = "auto"
     denoise_steps: int = 2
-    guidance: float = 2.0
+    guidance: float = 1.5
     seed: int = 0
     host: str = "127.0.0.1"
     port: int = 8765

@@ -166,7 +166,7 @@ def compose(verb: str, overrides: Sequence[str], kind: type) -> Any:
                 f"'{word}' is not a setting; settings look like key=value. See: "
                 f"worldmodel {verb} --help"
             )
-    groups = [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "__pycache__"]
+    groups = _groups(verb)
     try:
         with initialize_config_module("worldmodel.conf", version_base=None):
             plain = hydra_compose(verb)
@@ -259,10 +259,21 @@ def _help(name: str, verb: Verb) -> str:
     if not path.exists():
         return head
     text = head + "\nSettings and their defaults:\n\n" + path.read_text().rstrip()
-    if "- model:" in text:
-        text += f"\n\n# model=NAME picks the core's size: {', '.join(_choices('model'))}\nmodel:\n"
+    for group in _groups(name):
+        text += f"\n\n# {group}=NAME is one of: {', '.join(_choices(group))}"
+    if "model" in _groups(name):
+        text += "\nmodel:\n"
         text += textwrap.indent((CONF / "model" / "nano.yaml").read_text().rstrip(), "  ")
     return text
+
+
+def _groups(verb: str) -> list[str]:
+    """Return what a verb takes whole files of settings for, as `model`."""
+    import yaml
+
+    settings = yaml.safe_load((CONF / f"{verb}.yaml").read_text())
+    named = [entry for entry in settings.get("defaults", []) if isinstance(entry, dict)]
+    return [group for entry in reversed(named) for group in entry]
 
 
 def _choices(group: str) -> list[str]:
