@@ -321,9 +321,17 @@ def test_shifted_denoising_steps_are_smaller_near_noise(shift, levels, stride):
 def test_guidance_of_a_picture_goes_on_from_one_without_text():
     dream = make_dream()
     engine = dream.engine
-    bare = engine.follow([Stream()], [()], engine.noise(6), denoise_steps=4)[0].latent
-    led = picture(engine, "caption: a left turn", 1, 6, 4, guidance=0.0)
+    bare = engine.follow([Stream()], [()], engine.noise(6), denoise_steps=1)[0].latent
+    led = picture(engine, "caption: a left turn", 1, 6, 1, guidance=0.0)
     assert np.abs(led.astype(int) - engine.show(bare.unsqueeze(0))).max() <= 1
+
+
+def test_guidance_is_over_after_half_of_the_passes():
+    engine, rows = make_dream().engine, []
+    engine.watch = lambda drawn: rows.append(len(drawn))
+    for steps in (1, 2, 3, 4):
+        engine.follow([Stream()], [()], engine.noise(6), denoise_steps=steps, guidance=[2.0])
+    assert rows == [2] + [2, 1] + [2, 2, 1] + [2, 2, 1, 1]
 
 
 @pytest.mark.parametrize("method", ["answer", "picture"])

@@ -17,7 +17,7 @@ class ModelShape:
 
     name: str = "nano"
     merge: int = 2
-    motion: int = -1
+    motion: int = 1
     unet: int = 3
     unet_width: int = 96
     width: int = 192

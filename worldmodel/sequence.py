@@ -148,7 +148,7 @@ def _batch_of(*columns: np.ndarray) -> Batch:
 
 def attention_mask(batch: Batch) -> torch.Tensor:
     """Return bool [R, L, L], True where query may see key, see `_sees`."""
-    table = {name: getattr(batch, name) for name in RULED}
+    table = _compared(batch)
     return _sees(
         {name: column.unsqueeze(2) for name, column in table.items()},
         {name: column.unsqueeze(1) for name, column in table.items()},
@@ -159,7 +159,7 @@ def block_mask(batch: Batch) -> "BlockMask":
     """Return the same as blocks for FlexAttention, which skips those that nobody sees."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    table = {name: getattr(batch, name) for name in RULED}
+    table = _compared(batch)
 
     def rule(row, head, query, key):  # type: ignore[no-untyped-def]
         del head
@@ -189,15 +189,35 @@ RULED = ("doc", "order", "copy", "target", "step", "expire")
 """The columns of a batch that decide who sees whom."""
 
 
+def _compared(batch: Batch) -> dict[str, torch.Tensor]:
+    """What `_sees` compares, int64 [R, L] each.
+
+    Each document has numbers of its own, so that one comparison also tells documents apart.
+    """
+    length = batch.doc.shape[1]
+    first = batch.doc * (length + 1)
+    order = first + batch.order
+    place = torch.arange(length, device=order.device)
+    return {
+        "own": torch.where(batch.copy < 0, -1 - place, batch.copy),
+        "order": order,
+        "since": order.masked_fill(batch.target, torch.iinfo(order.dtype).max),
+        "step": first + batch.step,
+        "expire": first + batch.expire.clamp(max=length + 1),
+    }
+
+
 def _sees(q: dict[str, torch.Tensor], k: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The rule, for queries and keys given by their columns of a batch.
+    """The rule, for queries and keys given by their columns of `_compared`.
 
     A token sees its own document's earlier tokens that have not expired, and the whole of its
     own frame copy; of targets, only its own. Padding sees itself, so that no row is empty.
+
+    Few comparisons, none of them of bools: with the columns of a batch as they are, a GPU's
+    registers do not hold FlexAttention's forward kernel (docs/speed.md).
     """
-    own = (q["order"] == k["order"]) & (q["copy"] == k["copy"])
-    earlier = (k["order"] < q["order"]) & ~k["target"] & (q["step"] < k["expire"])
-    return (q["doc"] == k["doc"]) & (own | earlier)
+    earlier = (k["since"] < q["order"]) & (q["step"] < k["expire"])
+    return (q["own"] == k["own"]) | earlier
 
 
 _RUN = ("size", "order", "step", "expire", "place", "copy")

@@ -87,7 +87,7 @@ class Engine:
 
     Attributes:
         watch: called with what each denoising pass predicts: clean latents [B, N, C] of the
-            streams, and after those the ones that guidance imagines without words.
+            streams, and after those the ones that guidance imagines without words, if it does.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
@@ -143,7 +143,9 @@ class Engine:
             denoise_steps: network passes a frame.
             guidance: of each stream, 1 or nothing for none; w > 1 moves w times as far from the
                 prediction without the words that go in now, and without the instruction, as the
-                prediction with them is.
+                prediction with them is. In the first half of the passes, where the frame is
+                decided: in the others it changes little (Kynkäänniemi et al. 2024,
+                arXiv 2404.07724; docs/experiments.md).
             shift: of the denoising steps towards noise, see `worldmodel.flow.sample`.
         """
         spans = [
@@ -157,7 +159,9 @@ class Engine:
         bare = [[*(BOS for _ in range(not s.time)), BOI] for s in unled]
         passes = Pass(self, [*streams, *unled], [*words, *bare])
         if given is None:
-            predict = _guided(passes.predict, weights, self.device) if weights else passes.predict
+            predict = passes.predict
+            if weights:
+                predict = _guided(passes, len(streams), weights, (denoise_steps + 1) // 2)
             drawn = sample(predict, noise[0], denoise_steps, self.core.config.strides, shift)
             given = self.core.merge(self.encoder.project(self.core.split(drawn)))
         passes.keep(len(streams))
@@ -426,17 +430,24 @@ def _positions(
     return torch.stack(parts, dim=-1)
 
 
-def _guided(run: Predict, weights: Mapping[int, float], device: torch.device) -> Predict:
+def _guided(passes: Pass, rows: int, weights: Mapping[int, float], times: int) -> Predict:
     """Move some rows' predictions, by row `weight` times as far from those without words.
 
-    `run` predicts a batch of all rows with words, then the chosen rows once more without.
+    `passes` are of all `rows` with words, then of the chosen rows once more without; after so many
+    `times` the latter are left away.
     """
-    chosen = torch.tensor(list(weights), device=device)
-    weight = torch.tensor(list(weights.values()), device=device).view(-1, 1, 1)
+    chosen = torch.tensor(list(weights), device=passes.engine.device)
+    weight = torch.tensor(list(weights.values()), device=chosen.device).view(-1, 1, 1)
+    left = times
 
     def predict(z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
-        found = run(*(torch.cat([x, x[chosen]]) for x in (z, t, stride)))
-        led, free = found[: len(z)], found[len(z) :]
+        nonlocal left
+        if left == 0:
+            passes.keep(rows)
+            return passes.predict(z, t, stride)
+        left -= 1
+        found = passes.predict(*(torch.cat([x, x[chosen]]) for x in (z, t, stride)))
+        led, free = found[:rows], found[rows:]
         return led.index_copy(0, chosen, free + weight * (led[chosen] - free))
 
     return predict
