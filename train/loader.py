@@ -1,8 +1,6 @@
 """Batches prepared ahead, in an order that does not depend on how many work on them."""
 
-import functools
 import multiprocessing
-import pickle
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -59,31 +57,29 @@ class Loader(Generic[T]):
 
 @dataclass
 class _Worker:
-    """A process and the line to it; `told` is whether it knows what to make."""
+    """A process and the line to it."""
 
     process: BaseProcess
     line: Connection
-    told: bool = False
 
 
 class Processes(Generic[T]):
     """`make(number)` done by other processes, for as many threads as there are processes.
 
-    They are started anew, not forked: they know nothing of this process but `make`, which is
-    pickled, so a GPU in use here does not matter to them. They end when this process does,
+    They are started anew, not forked: they know nothing of this process but a copy of `make`,
+    so a GPU in use here does not matter to them. They end when this process does,
     however it ends.
     """
 
     def __init__(self, make: Callable[[int], T], count: int) -> None:
         """Start `count` processes; in the main thread, so that Ctrl-C is left to this process."""
-        self._make = pickle.dumps(make, pickle.HIGHEST_PROTOCOL)
         context = multiprocessing.get_context("spawn")
         self._free: SimpleQueue[_Worker] = SimpleQueue()
         self._all: list[_Worker] = []
         for number in range(count):
             ours, theirs = context.Pipe()
             name = f"draws-{number}"
-            process = context.Process(target=_work, args=(theirs,), name=name, daemon=True)
+            process = context.Process(target=_work, args=(theirs, make), name=name, daemon=True)
             with no_interrupt():
                 process.start()
             theirs.close()
@@ -100,11 +96,8 @@ class Processes(Generic[T]):
         """
         worker = self._free.get()
         try:
-            if not worker.told:
-                worker.line.send_bytes(self._make)
-                worker.told = True
-            worker.line.send_bytes(pickle.dumps(number))
-            made, error = pickle.loads(worker.line.recv_bytes())
+            worker.line.send(number)
+            made, error = worker.line.recv()
         except (EOFError, OSError):
             worker.process.join(_STOP_S)
             raise UserError(
@@ -129,31 +122,29 @@ class Processes(Generic[T]):
                 worker.process.join()
 
 
-def _work(line: Connection) -> None:
-    """Body of a process."""
+def _work(line: Connection, make: Callable[[int], Any]) -> None:
+    """Body of a process: numbers come in, (what was made, None) or (None, the error) go out."""
     import torch
 
     torch.set_num_threads(1)
     try:
-        told = line.recv_bytes()
-        make = functools.cache(lambda: pickle.loads(told))
         while True:
-            number = pickle.loads(line.recv_bytes())
-            line.send_bytes(_answer(make, number))
+            number = line.recv()
+            try:
+                found = make(number), None
+            except Exception as error:
+                found = None, _portable(error)
+            line.send(found)
     except (EOFError, OSError):
         pass  # whom it works for is gone
 
 
-def _answer(make: Callable[[], Callable[[int], Any]], number: int) -> bytes:
-    """Return (what was made, None) or (None, the error), pickled."""
+def _portable(error: Exception) -> Exception:
+    """The error with its traceback as a note; a plain one where it could not be made again."""
+    where = traceback.format_exc()
     try:
-        return pickle.dumps((make()(number), None), pickle.HIGHEST_PROTOCOL)
-    except Exception as error:
-        where = traceback.format_exc()
-        try:
-            error.add_note(where)
-            data = pickle.dumps((None, error))
-            pickle.loads(data)
-        except Exception:  # an error that cannot be sent
-            data = pickle.dumps((None, RuntimeError(where)))
-        return data
+        type(error)(*error.args)
+    except Exception:
+        return RuntimeError(where)
+    error.add_note(where)
+    return error
