@@ -6,8 +6,9 @@ python benchmarks/gpu.py [agree] [train] [play] [memory] [compile] [--seconds 15
              packed batch with both kinds of masks, a training step's loss and gradients, and a
              rollout; and whether recorded passes (CUDA graphs) equal those run one by one
     train    tokens/s, MFU and peak memory of training steps of nano, small and base, dense and
-             mixture: noise, forward, loss, backward, clipping, Muon and AdamW. The batch is packed
-             from documents beforehand. FLOPs are those of `worldmodel.flops`, of real tokens
+             mixture: noise, forward, loss, backward, clipping, Muon and AdamW; and of small with
+             FlexAttention. The batch is packed from documents beforehand. FLOPs are those of
+             `worldmodel.flops`, of real tokens
     play     imagined frames/s of one rollout with guidance 2, from the key to the picture;
              doom-nano at 64 px, small at 128, base at 256; with CUDA graphs and without
     memory   peak memory of training steps with and without activation checkpointing
@@ -212,12 +213,12 @@ def train(report: Report, device: torch.device, compiled: bool = False) -> None:
             continue
         section = "compile" if compiled else "train"
         attempt(report, section, case, lambda n=name, f=ffn: _train(report, n, f, device, compiled))
-    if not compiled and not report.late("a dense mask", 8):
+    if not compiled and not report.late("FlexAttention", 8):
         attempt(
             report,
             "train",
-            "small, dense, masks not skipped",
-            lambda: _train(report, "small", "dense", device, False, dense_mask=True),
+            "small, dense, FlexAttention",
+            lambda: _train(report, "small", "dense", device, False, flex=True),
         )
 
 
@@ -227,13 +228,13 @@ def _train(
     ffn: str,
     device: torch.device,
     compiled: bool,
-    dense_mask: bool = False,
+    flex: bool = False,
 ) -> None:
     step, task, began = None, None, time.monotonic()
     tokens = SETTINGS[name].tokens
     with ExitStack() as stack:
-        if dense_mask:
-            stack.enter_context(dense_masks())
+        if flex:
+            stack.enter_context(flex_attention())
         while step is None:
             try:
                 step, task = _steps(name, ffn, tokens, device)
@@ -260,7 +261,7 @@ def _train(
     spent = sum(times)
     report(
         "compile" if compiled else "train",
-        f"{name}, {ffn}" + (", masks not skipped" if dense_mask else ""),
+        f"{name}, {ffn}" + (", FlexAttention" if flex else ""),
         active_M=active / 1e6,
         all_M=total / 1e6,
         tokens_a_step=round(made["tokens"] / len(times)),
@@ -298,11 +299,11 @@ def _steps(
 
 
 @contextmanager
-def dense_masks() -> Iterator[None]:
-    """Within this, training uses a whole mask in place of FlexAttention's blocks."""
+def flex_attention() -> Iterator[None]:
+    """Within this, training skips blocks that nobody sees, however short the rows are."""
     import worldmodel.train.core as core
 
-    kept, core.visibility = core.visibility, attention_mask
+    kept, core.visibility = core.visibility, block_mask
     yield
     core.visibility = kept
 

@@ -46,6 +46,7 @@ def checkpoint(size: str) -> Checkpoint:
     torch.manual_seed(0)
     shape = CoreConfig(vocab=VOCAB, window=max(CONTEXTS), **SIZES[size])  # type: ignore[arg-type]
     core = Core(shape).eval()
+    assert core.paint is not None
     for head in (core.say, core.paint):  # they start at zero
         torch.nn.init.normal_(head.weight, std=0.02)
     return Checkpoint(

@@ -50,7 +50,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 def main() -> None:
     """Run the variants that were asked for."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--store", default="data/doom.zarr")
     parser.add_argument("--checkpoint", default="doom-nano", help="its encoder and tokenizer")
     parser.add_argument("--steps", type=int, default=300)

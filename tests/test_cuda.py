@@ -41,8 +41,9 @@ PLAY = runpy.run_path(str(HERE / "test_dream.py"))
 
 @pytest.fixture(autouse=True)
 def _no_tf32() -> Iterator[None]:
-    """Convolutions would be the only ones to use it."""
+    """Convolutions use it by default, and in some releases of PyTorch FlexAttention."""
     kept = torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32 = kept
@@ -83,19 +84,21 @@ def rollout(dream: Dream) -> torch.Tensor:
     return torch.stack(found)
 
 
+@pytest.mark.parametrize("kind", [attention_mask, block_mask])
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_a_forward_equals_the_cpu_with_either_mask(changes):
-    home, there = task_on(CPU, shape=changes), task_on(CUDA, shape=changes)
+def test_a_forward_equals_the_cpu_with_either_mask(changes, kind):
+    # FlexAttention is for long rows; below 128 tokens PyTorch has another kernel, which does not
+    # take shared heads of such sizes (NoValidChoicesError).
+    home, there = (task_on(device, shape=changes, length=256) for device in (CPU, CUDA))
     batch, clean = home.batch(np.random.default_rng(0))
     level = torch.linspace(0, 1, len(clean))
     stride = torch.full((len(clean),), home.module.config.strides - 1)
     here = batch.to(CUDA)
     with torch.no_grad():
         wanted, _ = run(home.module, batch, attention_mask(batch), clean, level, stride)
-        for mask in (attention_mask(here), block_mask(here)):
-            parts = (x.to(CUDA) for x in (clean, level, stride))
-            found, _ = run(there.module, here, mask, *parts)
-            assert difference(found[here.doc >= 0], wanted[batch.doc >= 0]) < 1e-3
+        parts = (x.to(CUDA) for x in (clean, level, stride))
+        found, _ = run(there.module, here, kind(here), *parts)
+    assert difference(found[here.doc >= 0], wanted[batch.doc >= 0]) < 1e-3
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
