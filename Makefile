@@ -54,7 +54,7 @@ reproduce: setup
 
 reproduce-racing: setup
 	$(BIN)/pip install --quiet --editable ".[envs]"
-	$(BIN)/worldmodel collect env=carracing policy=drive split=train episodes=360 out=data/carracing.zarr
+	$(BIN)/worldmodel collect env=carracing policy=drive split=train episodes=157 out=data/carracing.zarr
 	$(BIN)/worldmodel collect env=carracing policy=drive split=val episodes=20 out=data/carracing.zarr
 	$(BIN)/worldmodel train experiment=ship-racing
 	$(BIN)/worldmodel eval checkpoint=runs/racing-nano/checkpoint store=data/carracing.zarr out=runs/eval-racing \

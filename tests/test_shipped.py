@@ -12,6 +12,7 @@ import pytest
 
 from worldmodel import checkpoint as checkpoints
 from worldmodel.dream import Dream
+from worldmodel.envs import make_world
 
 NAME = "doom-nano"
 WORLDMODEL = [sys.executable, "-P", "-m", "worldmodel.cli"]
@@ -103,6 +104,26 @@ def test_left_and_right_give_different_futures(dream):
     for _ in range(4):
         a, b = Dream.batch_step([left, right], [table.press(["a"]), table.press(["d"])])
     assert np.abs(a.frame.astype(float) - b.frame).mean() > 5
+
+
+def test_racing_nano_stands_drives_off_and_steers():
+    """A car at rest moves by the gas alone, and the wheel decides where to."""
+    pytest.importorskip("Box2D")
+    dream = Dream.load("racing-nano")
+    table = dream.spec.actions
+    told = [table.press(keys) for keys in ([], ["w"], ["w", "a"], ["w", "d"])]
+    world = make_world("carracing", split="val")
+    for level in (0, 1):
+        first = world.reset(seed=level).frame
+        team = dream.fork(len(told))
+        for member in team:
+            member.reset(seed=level, frames=first[None])
+        for _ in range(8):
+            steps = Dream.batch_step(team, told)
+        still, driven, left, right = (step.frame.astype(float) for step in steps)
+        assert np.abs(driven - first).mean() > 3 * np.abs(still - first).mean()
+        assert np.abs(left - right).mean() > 5
+    world.close()
 
 
 def test_a_damaged_weight_file_is_one_sentence(tmp_path):

@@ -124,7 +124,7 @@ def load_recordings(path: str, split: str, limit: int = 0, in_memory: bool = Tru
     if not ids:
         raise UserError(
             f"The store '{path}' has no episodes of the split '{split}'. Collect some: "
-            f"worldmodel collect env=doom split={split} out={path}"
+            f"worldmodel collect env={store.spec.name} split={split} out={path}"
         )
     sources = tuple((store, name) for name in ids)
     lengths = [store.lengths[i] + 1 for i in ids]
