@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from worldmodel import stream
 from worldmodel.actions import Action, ActionRow, ActionTable
 from worldmodel.checkpoint import Checkpoint
 from worldmodel.dream import STILL_GUIDANCE, Dream
@@ -191,6 +192,27 @@ def test_standing_still_is_guided_less():
     led.say("turn left")
     most.say("turn left")
     assert not np.array_equal(led.step(Action()).frame, most.step(Action()).frame)
+
+
+def test_what_hardly_changes_stays_to_the_bit_when_nobody_moves(monkeypatch):
+    dream = make_dream()
+    core, last = dream.engine.core, dream.latent
+    cells = core.split(last[None])
+    moved = cells.clone()
+    moved[0, 0] = -cells[0, 0]
+    moved[0, 1] += 1e-4 * cells[0, 1].norm() * torch.randn_like(cells[0, 1])
+    kept = core.split(stream._settled(core, core.merge(moved)[0], last)[None])
+    assert torch.equal(kept[0, 0], moved[0, 0])
+    assert torch.equal(kept[0, 1:], cells[0, 1:])
+    monkeypatch.setattr(stream, "STILL", 2.1)  # above any distance
+    for keys, stays in (([], True), (["w"], False)):
+        before = dream.latent
+        dream.step(dream.spec.actions.press(keys))
+        assert torch.equal(dream.latent, before) is stays
+    dream.say("turn left")
+    before = dream.latent
+    dream.step(None)
+    assert not torch.equal(dream.latent, before)
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\x00\x07", "x" * 10_000, "word " * 300])

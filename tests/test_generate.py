@@ -331,7 +331,7 @@ def test_guidance_is_over_after_half_of_the_passes():
     engine.watch = lambda drawn: rows.append(len(drawn))
     for steps in (1, 2, 3, 4):
         engine.follow([Stream()], [()], engine.noise(6), denoise_steps=steps, guidance=[2.0])
-    assert rows == [2] + [2, 1] + [2, 2, 1] + [2, 2, 1, 1]
+    assert rows == [2, 2, 1, 2, 2, 1, 2, 2, 1, 1]
 
 
 @pytest.mark.parametrize("method", ["answer", "picture"])

@@ -305,9 +305,12 @@ if "{how}" == "close":
 elif "{how}" == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    here = Path(__file__).parent
+    here = str(Path(__file__).parent)
     with subprocess.Popen(
-        [sys.executable, "-c", code], cwd=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": here},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     ) as parent:
         assert parent.stdout is not None
         pids = {int(pid) for pid in parent.stdout.readline().split()}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from pygame import Rect
 
+from worldmodel.checkpoint import load
 from worldmodel.viewer.commands import Advance, Back, Drop, Fork, Jump, Pick
 from worldmodel.viewer.forkview import tiles
 from worldmodel.viewer.journal import read_session
@@ -363,13 +364,20 @@ def test_the_shipped_model_is_driven_by_keys_and_a_sentence(player):
     """The real command and the bundled checkpoint, from the keyboard to the report."""
     viewer = player(program=("-P", "-m", "worldmodel.cli", "play"))
     until(lambda: "first imagined frame" in viewer.output.read_text(), 60)
+    (path,) = until(lambda: list(viewer.report.parent.glob("sessions/*.jsonl")))
+
+    def written(text: str) -> bool:
+        return text in path.read_text()
+
     viewer.do("keydown", "w")
-    time.sleep(1.5)
+    until(lambda: written('"step":["w"]'), 60)
     viewer.do("keyup", "w", "key", "Return")
     time.sleep(0.3)
     viewer.do("type", "--delay", "60", "turn right")
     viewer.do("key", "Return")
-    time.sleep(1.5)
+    until(lambda: written('"turn right"'), 60)
+    steps = len(path.read_text().splitlines())
+    until(lambda: len(path.read_text().splitlines()) >= steps + 2, 60)
     viewer.do("key", "Escape")
     report = viewer.leaves()
     texts = [event["text"] for event in report["events"]]
@@ -388,5 +396,5 @@ def test_a_key_shows_the_experts_of_a_model(player):
     until(lambda: len(path.read_text().splitlines()) >= steps + 3, 60)
     viewer.do("key", "Escape")
     report = viewer.leaves()
-    assert len(report["experts"]) == 6
+    assert len(report["experts"]) == load("doom-nano").core.config.depth
     assert all(len(kind) == 12 for layer in report["experts"] for kind in layer)

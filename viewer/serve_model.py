@@ -48,6 +48,7 @@ class _Steps:
     denoise_steps: int
     guidance: Sequence[float]
     shift: float
+    still: Sequence[bool]
 
 
 class SharedEngine(Engine):
@@ -76,10 +77,12 @@ class SharedEngine(Engine):
         denoise_steps: int = 2,
         guidance: Sequence[float] = (),
         shift: float = 1.0,
+        still: Sequence[bool] = (),
     ) -> list[Stream]:
         """As `Engine.follow`, in one batch with what others ask for."""
         strength = guidance or [1.0] * len(streams)
-        steps = _Steps(streams, texts, noise, given, denoise_steps, strength, shift)
+        rests = still or [False] * len(streams)
+        steps = _Steps(streams, texts, noise, given, denoise_steps, strength, shift, rests)
         return self._ask(("follow", given is None, denoise_steps, shift), len(streams), steps)
 
     def show(self, latents: torch.Tensor) -> np.ndarray:
@@ -160,6 +163,7 @@ class SharedEngine(Engine):
             first.denoise_steps,
             [strength for steps in given for strength in steps.guidance],
             first.shift,
+            [rests for steps in given for rests in steps.still],
         )
 
     def _show(self, given: list[torch.Tensor]) -> np.ndarray:

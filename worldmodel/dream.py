@@ -196,15 +196,17 @@ class Dream:
         texts = ["" if a is None else table.text(a) for a in actions]
         ids = [tokenizer.encode(text) if text else [] for text in texts]
         noise = torch.cat([d._noise(d._stream.step) for d in dreams], dim=1)
+        still = [
+            not d.instruction and (a is None or a.idle)
+            for d, a in zip(dreams, actions, strict=True)
+        ]
         streams = engine.follow(
             [d._stream for d in dreams],
             ids,
             noise,
             denoise_steps=first.denoise_steps,
-            guidance=[
-                _strength(first.guidance, d.instruction, a)
-                for d, a in zip(dreams, actions, strict=True)
-            ],
+            guidance=[min(first.guidance, STILL_GUIDANCE) if s else first.guidance for s in still],
+            still=still,
         )
         latents = torch.stack([s.latent for s in streams if s.latent is not None])
         steps = []
@@ -397,9 +399,3 @@ class Dream:
 
 def _asked(question: str) -> str:
     return f"question: {clean_sentence(question).lower()} answer:"
-
-
-def _strength(guidance: float, instruction: str, action: Action | None) -> float:
-    """Return the guidance of one step."""
-    still = not instruction and (action is None or action.idle)
-    return min(guidance, STILL_GUIDANCE) if still else guidance
