@@ -11,9 +11,10 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from tqdm import tqdm
@@ -231,13 +232,18 @@ class LocalPool(Pool):
 
     def end(self) -> None:
         """See `Pool`."""
-        for hand in self.hands:
-            hand.line.close()
-        for hand in self.hands:
-            hand.process.join(_STOP_S)
-            if hand.process.is_alive():
-                hand.process.kill()
-                hand.process.join()
+        end_processes([(hand.process, hand.line) for hand in self.hands])
+
+
+def end_processes(workers: Sequence[tuple[BaseProcess, Connection]]) -> None:
+    """Close the lines to processes that end by that, and kill those that do not in time."""
+    for _, line in workers:
+        line.close()
+    for process, _ in workers:
+        process.join(_STOP_S)
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 class _Pipe:

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
-from worldmodel.datasets.pool import no_interrupt
+from worldmodel.datasets.pool import end_processes, no_interrupt
 from worldmodel.errors import UserError
 
 T = TypeVar("T")
@@ -113,13 +113,7 @@ class Processes(Generic[T]):
 
     def close(self) -> None:
         """End the processes."""
-        for worker in self._all:
-            worker.line.close()
-        for worker in self._all:
-            worker.process.join(_STOP_S)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+        end_processes([(worker.process, worker.line) for worker in self._all])
 
 
 def _work(line: Connection, make: Callable[[int], Any]) -> None:
