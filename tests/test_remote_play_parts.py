@@ -193,14 +193,15 @@ def shared(tiny, monkeypatch):
 def test_rollouts_are_stepped_in_one_batch_and_stay_their_own(shared, tiny):
     engine, teams = shared
     keys = ("w", "a", "s")
-    found = {}
+    found, steps, together = {}, 12, threading.Barrier(3)
 
     def play(i: int) -> None:
         dream = Dream(engine, guidance=2.0 if i else 1.0)
         dream.reset(i)
         if i == 2:
             dream.say("turn right")
-        for _ in range(4):
+        together.wait(60)
+        for _ in range(steps):
             step = dream.step(dream.spec.actions.press([keys[i]]))
         found[i] = step.frame, dream.answer("what is ahead?")
 
@@ -209,13 +210,13 @@ def test_rollouts_are_stepped_in_one_batch_and_stay_their_own(shared, tiny):
         thread.start()
     for thread in threads:
         thread.join()
-    assert teams.count(3) > 4  # of 9 steps and 5 pictures each
+    assert teams.count(3) > 6  # of 12 steps and 12 pictures each
     for i in range(3):
         alone = Dream.load(tiny, device="cpu", dtype="float32", guidance=2.0 if i else 1.0)
         alone.reset(i)
         if i == 2:
             alone.say("turn right")
-        for _ in range(4):
+        for _ in range(steps):
             step = alone.step(alone.spec.actions.press([keys[i]]))
         assert np.abs(found[i][0].astype(int) - step.frame).max() <= 1
         assert found[i][1] == alone.answer("what is ahead?")
