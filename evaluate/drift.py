@@ -15,10 +15,9 @@ import numpy as np
 import torch
 
 from worldmodel.datasets.store import EpisodeStore
-from worldmodel.errors import UserError
 from worldmodel.evaluate.config import EvalConfig
 from worldmodel.evaluate.frechet import frechet_distance, frechet_estimate
-from worldmodel.evaluate.rollouts import Clips, FrameEncoder, encode, sample_clips
+from worldmodel.evaluate.rollouts import Clips, FrameEncoder, encode, several_clips
 from worldmodel.evaluate.scorecard import Metric, metric
 
 WINDOW = 16
@@ -74,16 +73,8 @@ def long_clips(store: EpisodeStore, config: EvalConfig) -> Clips:
     Raises:
         UserError: the held-out episodes are too short, or too few.
     """
-    clips = sample_clips(
-        store, config.split, config.starts, config.context, config.drift, config.seed
-    )
-    if len(clips) < 2:
-        raise UserError(
-            f"Split '{config.split}' gives only one clip of {config.context + config.drift} "
-            "frames; a distribution needs at least 2. Ask for a smaller drift=, or collect more "
-            "episodes."
-        )
-    return clips
+    why = "a distribution needs at least 2. Ask for a smaller drift=, or collect more episodes."
+    return several_clips(store, config, config.starts, config.drift, why)
 
 
 def measure_drift(

@@ -31,7 +31,7 @@ from worldmodel.evaluate.rollouts import (
     encode,
     imagine,
     reconstruct,
-    sample_clips,
+    several_clips,
 )
 from worldmodel.evaluate.scorecard import Metric, Verdict, data_hash, metric
 from worldmodel.evaluate.sensitivity import measure_sensitivity, wrong_plans
@@ -100,14 +100,8 @@ def run_quick(
     Raises:
         UserError: the store has no held-out clips of the size asked for.
     """
-    clips = sample_clips(
-        store, config.split, config.clips, config.context, config.horizon, config.seed
-    )
-    if len(clips) < 2:
-        raise UserError(
-            f"Split '{config.split}' gives only one clip of {config.context + config.horizon} "
-            "frames; at least 2 are needed. Collect more held-out episodes."
-        )
+    why = "at least 2 are needed. Collect more held-out episodes."
+    clips = several_clips(store, config, config.clips, config.horizon, why)
     seen = imagine_futures(dream, encoder, clips, config)
     quality, better = measure_quality(clips, seen, encoder, config.seed)
     following, obeys = measure_following(clips, seen, idm, config.seed)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from worldmodel.actions import Action, ActionTable
 from worldmodel.datasets.store import EpisodeStore
 from worldmodel.errors import UserError
+from worldmodel.evaluate.config import EvalConfig
 from worldmodel.evaluate.imaginer import Guest, Stepwise
 from worldmodel.world import Step, WorldSpec
 
@@ -180,6 +181,23 @@ def sample_clips(
         tuple(name for name, _ in chosen),
         tuple(start for _, start in chosen),
     )
+
+
+def several_clips(
+    store: EpisodeStore, config: EvalConfig, count: int, horizon: int, why: str
+) -> Clips:
+    """As `sample_clips` with the config's split, context and seed; at least 2 clips.
+
+    Raises:
+        UserError: as there, or only one clip; `why` says what needs more, and what to do.
+    """
+    clips = sample_clips(store, config.split, count, config.context, horizon, config.seed)
+    if len(clips) < 2:
+        raise UserError(
+            f"Split '{config.split}' gives only one clip of {config.context + horizon} "
+            f"frames; {why}"
+        )
+    return clips
 
 
 def imagine(

@@ -173,7 +173,6 @@ class Engine:
             given = self.core.merge(self.encoder.project(self.core.split(drawn)))
             for i in (i for i, rests in enumerate(still) if rests):
                 given[i] = _settled(self.core, given[i], streams[i].latent)
-        passes.keep(len(streams))
         kept, shown, hidden = passes.commit(given, noise[1])
         followed = []
         for i, stream in enumerate(streams):
@@ -456,7 +455,7 @@ def _guided(passes: Pass, rows: int, weights: Mapping[int, float], times: int) -
     """Move some rows' predictions, by row `weight` times as far from those without words.
 
     `passes` are of all `rows` with words, then of the chosen rows once more without; after so many
-    `times` the latter are left away.
+    `times` the latter are left away for good.
     """
     chosen = torch.tensor(list(weights), device=passes.engine.device)
     weight = torch.tensor(list(weights.values()), device=chosen.device).view(-1, 1, 1)
@@ -465,10 +464,11 @@ def _guided(passes: Pass, rows: int, weights: Mapping[int, float], times: int) -
     def predict(z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
         nonlocal left
         if left == 0:
-            passes.keep(rows)
             return passes.predict(z, t, stride)
-        left -= 1
         found = passes.predict(*(torch.cat([x, x[chosen]]) for x in (z, t, stride)))
+        left -= 1
+        if left == 0:
+            passes.keep(rows)
         led, free = found[:rows], found[rows:]
         return led.index_copy(0, chosen, free + weight * (led[chosen] - free))
 
