@@ -14,8 +14,9 @@ import torch
 
 from worldmodel.dream import Dream
 from worldmodel.generate import Sampling, choose
+from worldmodel.passes import Reader
 from worldmodel.sequence import Frame, Text, attention_mask, pack
-from worldmodel.stream import Reader, Stream
+from worldmodel.stream import Stream
 
 TOKENS, ROUNDS, BATCH = 48, 5, 8
 PROMPT = "caption: a dark room,"

@@ -23,7 +23,8 @@ from worldmodel.evaluate.routing import Tally
 from worldmodel.evaluate.scorecard import Metric, metric
 from worldmodel.evaluate.sheets import Sheet
 from worldmodel.generate import encode
-from worldmodel.stream import Engine, Reader, Stream
+from worldmodel.passes import Reader, words_of
+from worldmodel.stream import Engine, Stream
 
 USES = ("text", "seen", "made")
 STEPS = 8
@@ -162,7 +163,7 @@ def _of_clip(
     checkpoint, tally_shape = engine.checkpoint, tally.take().shape
     picks = torch.zeros(tally_shape[0], len(USES), tally_shape[2], dtype=torch.float64)
     for text in texts:
-        ids = [*(i for words in Stream().unread for i in words.ids), *encode(engine, text)]
+        ids = [*words_of(Stream().unread), *encode(engine, text)]
         Reader(engine, [Stream()], len(ids)).read([ids])
         picks[:, 0] += tally.take()[:, 0].cpu()
     table_, count = checkpoint.spec.actions, min(STEPS, clips.future.shape[1])
@@ -173,19 +174,14 @@ def _of_clip(
         words = [checkpoint.tokenizer.encode(table_.text(actions[t - 1]))] if t else [[]]
         noise = engine.noise(seed, row, t)
         if t >= clips.context:
-            (made,) = engine.follow([stream], words, noise, denoise_steps=denoise_steps)
+            engine.follow([stream], words, noise, denoise_steps=denoise_steps)
             picks[:, 2] += tally.take()[:, 1].cpu()
-            # Once made it went in as context, too: that part is taken off again.
-            assert made.latent is not None
-            engine.follow([stream], words, noise, given=made.latent.unsqueeze(0))
-            picks[:, 2] -= tally.take()[:, 1].cpu()
-        (stream,) = engine.follow([stream], words, noise, given=latent.unsqueeze(0))
+        (stream,) = engine.settle(engine.follow([stream], words, noise, given=latent.unsqueeze(0)))
         found = tally.take().cpu()
         picks[:, 0] += found[:, 0]
         if t >= clips.context:
             picks[:, 1] += found[:, 1]
-    # Two passes that are equal but for rounding may differ in a pick.
-    return picks.clamp(min=0).numpy()
+    return picks.numpy()
 
 
 def _information(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from worldmodel.evaluate.metrics import encoder_distance
 from worldmodel.evaluate.rollouts import FrameEncoder, encode
 from worldmodel.generate import encode as encode_prompt
 from worldmodel.generate import look
-from worldmodel.stream import Reader
+from worldmodel.passes import Reader
 from worldmodel.text import clean_sentence
 
 Costs = Callable[[np.ndarray], np.ndarray]

@@ -14,8 +14,8 @@ from worldmodel.moe import Router, routers
 class Tally:
     """Counts what the routers of a core pick, of the first stream of a batch.
 
-    With guidance or in a fork several streams run as one batch; of the others some tokens only
-    fill up.
+    In a fork several streams run as one batch; of the others some tokens only fill up. What
+    guidance imagines without words is counted with the stream's own.
 
     Args:
         core: with one router at least, see `worldmodel.moe.routers`.

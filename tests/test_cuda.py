@@ -19,7 +19,8 @@ from worldmodel.dream import Dream
 from worldmodel.encoders.rae import RAE, RAEConfig
 from worldmodel.moe import FeedForward
 from worldmodel.sequence import Document, Frame, Text, attention_mask, block_mask, pack
-from worldmodel.stream import Engine, Pass, Stream
+from worldmodel.passes import Pass
+from worldmodel.stream import Engine, Stream
 from worldmodel.text import BOI
 from worldmodel.train.core import CoreTask, run
 from worldmodel.train.loop import LoopConfig, fit

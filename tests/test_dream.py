@@ -1,5 +1,7 @@
 """The incremental path equals the full forward, and a rollout can be forked and rewound."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from worldmodel.checkpoint import Checkpoint
 from worldmodel.dream import STILL_GUIDANCE, Dream
 from worldmodel.encoders.rae import RAE, RAEConfig
 from worldmodel.errors import UserError
+from worldmodel.passes import Pass
 from worldmodel.sequence import Frame, Text, attention_mask, pack
-from worldmodel.stream import Engine, Pass
+from worldmodel.stream import Engine
 from worldmodel.text import BOI, train_tokenizer
 from worldmodel.transformer import Core, CoreConfig
 from worldmodel.world import WorldSpec
@@ -179,6 +182,71 @@ def test_guidance_changes_the_frame_only_with_words():
     assert np.array_equal(plain.step(None).frame, led.step(None).frame)
     action = TABLE.press(["a"])
     assert not np.array_equal(plain.step(action).frame, led.step(action).frame)
+
+
+def test_guidance_compares_with_a_frame_that_was_told_nothing():
+    """The twin sees neither the words that go in now nor the instruction, old or new."""
+    dream = make_dream(guidance=3.0)
+    engine = dream.engine
+    for sentence in ("go on", "turn left", None):  # new, replaced, in the past
+        if sentence:
+            dream.say(sentence)
+        for keys in ("w", "a"):
+            now, predicted = dream._stream, []
+            z = engine.noise(0, 0, now.step)[0]
+            engine.watch = predicted.append
+            dream.step(TABLE.press([keys]))
+            engine.watch = None
+            untold = replace(now.untold(), pending=())
+            with torch.inference_mode():
+                start = (z, torch.zeros(1), torch.tensor([1]))
+                alone = Pass(engine, [untold], [[BOI]]).predict(*start)
+            led, free = predicted[0]
+            assert torch.allclose(free, alone[0], atol=1e-4)
+            assert not torch.allclose(led, free, atol=1e-3)
+            assert [len(found) for found in predicted] == [2, 1]  # only the first pass is guided
+
+
+@pytest.mark.parametrize("denoise_steps", [1, 2, 4])
+def test_a_step_takes_a_pass_for_each_denoising_step(denoise_steps):
+    dream = make_dream(guidance=2.0)
+    dream.denoise_steps = denoise_steps
+    engine, compute, passes = dream.engine, dream.engine.compute, []
+    engine.compute = lambda *given: passes.append(1) or compute(*given)
+    dream.step(TABLE.press(["w"]))
+    assert len(passes) == denoise_steps
+
+
+def test_reading_a_frame_at_once_changes_nothing():
+    """It goes in with the next step, or before it where somebody asks for words."""
+    dream = make_dream(guidance=2.0)
+    dream.say("turn left")
+    dream.step(TABLE.press(["w"]))
+    free = dream._stream
+    dream.say("go on")  # the frame still has seen the instruction before
+    told = dream._stream
+    engine, ids = dream.engine, dream.engine.checkpoint.tokenizer.encode("action: a")
+    for owing in (free, told):
+        (settled,) = engine.settle([owing])
+        assert (owing.owed, settled.owed) == (True, False)
+        assert engine.settle([settled]) == [settled]
+        noise = engine.noise(7)
+        # Alone, and in a batch in which one owes a frame and the other does not.
+        batch = [owing, settled]
+        together = engine.follow(batch, [ids] * 2, noise.expand(-1, 2, -1, -1), guidance=(2.0, 2.0))
+        for other in together:
+            (alone,) = engine.follow([owing], [ids], noise, guidance=(2.0,))
+            assert torch.allclose(alone.latent, other.latent, atol=1e-4)
+
+
+def test_where_nothing_can_be_laid_out_play_is_the_same(monkeypatch):
+    fast = make_dream()
+    monkeypatch.setattr(stream, "can_pack", lambda device: False)
+    plain = make_dream()
+    assert plain.engine.run is plain.engine.core
+    for keys in ("w", "a", "w"):
+        a, b = (dream.step(TABLE.press([keys])).frame for dream in (fast, plain))
+        assert np.abs(a.astype(int) - b).max() <= 1
 
 
 def test_standing_still_is_guided_less():

@@ -11,7 +11,8 @@ from worldmodel.evaluate import experts
 from worldmodel.evaluate.rollouts import Clips
 from worldmodel.evaluate.routing import Tally
 from worldmodel.moe import routers
-from worldmodel.stream import Engine, Pass
+from worldmodel.passes import Pass
+from worldmodel.stream import Engine
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def test_every_pick_is_counted_where_it_belongs(engine, clips, monkeypatch):
     assert len(passes) == 3 * future * 2
     assert np.all(picks[:, :, 1].sum(-1) == future * chosen)
     assert np.all(picks[:, :, 2].sum(-1) == future * 2 * chosen)
-    # What is left after taking the context pass off is what the denoising passes picked.
+    # Of made frames, what the denoising passes picked.
     assert np.array_equal(picks[:, :, 2].sum(0), sum(tallies).numpy())
     # Words: <bos>, and for each frame its action, <boi> and <eoi>; the first clip has a sentence.
     words = picks[:, :, 0].sum(-1)

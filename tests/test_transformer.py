@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from worldmodel.rotary import rotary_table, rotate
+from worldmodel.rotary import rotary_table, rotate, turns
 from worldmodel.sequence import Document, Frame, Text, attention_mask, pack
 from worldmodel.text import EOS
 from worldmodel.train.core import run
@@ -223,7 +223,7 @@ def test_rotation_keeps_lengths_and_depends_on_differences():
         turned = []
         for x, place in ((q, a), (k, b)):
             angles = torch.tensor(place)[axis].float() * frequencies
-            x = rotate(x, (angles.cos(), angles.sin()))
+            x = rotate(x, turns(angles))
             turned.append(x)
         assert turned[0].norm().item() == pytest.approx(q.norm().item(), rel=1e-5)
         return (turned[0] * turned[1]).sum().item()
@@ -241,9 +241,7 @@ def test_a_head_can_look_at_exactly_one_cell():
         torch.zeros(1), torch.zeros(1), torch.arange(8.0), torch.arange(8.0)
     )
     angles = cells[:, axis] * frequencies
-    turned = rotate(
-        x.expand(64, 1, 1, 64), (angles.cos()[:, None, None], angles.sin()[:, None, None])
-    )
+    turned = rotate(x.expand(64, 1, 1, 64), turns(angles[:, None, None]))
     scores = turned.flatten(1) @ turned.flatten(1).T
     gap = scores.diagonal() - (scores - 1e9 * torch.eye(64)).max(1).values
     assert gap.min() > 0.2 * scores.max()

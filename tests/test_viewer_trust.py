@@ -189,13 +189,15 @@ def test_the_picks_of_the_experts_add_up(guidance):
     routing = instruments.dials.routing
     assert routing is not None
     router = routers(engine.core)[0]
-    words = len(engine.checkpoint.tokenizer.encode(text)) + 2  # <boi> and <eoi>
-    passes = dream.denoise_steps + 1
+    words = len(engine.checkpoint.tokenizer.encode(text)) + 2  # <boi>, and <eoi> of the last frame
+    frames = dream.denoise_steps + 1  # each pass's, and the last one as it goes in
+    if guidance > 1:  # imagined once more in the first pass, with a <boi> of its own
+        words, frames = words + 1, frames + 1
     assert len(routing.picks) == config.depth
     for layer_text, layer_vision in routing.picks:
         assert len(layer_text) == len(layer_vision) == config.experts
         assert sum(layer_text) == words * router.top_k
-        assert sum(layer_vision) == passes * config.frame_tokens * router.top_k
+        assert sum(layer_vision) == frames * config.frame_tokens * router.top_k
     assert not router.load.any()  # training's own counts
     assert instruments.watch() == ""
     assert instruments.dials.routing is None

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from worldmodel.errors import UserError
+from worldmodel.passes import Reader, words_of
 from worldmodel.sequence import Text
-from worldmodel.stream import Engine, Reader, Stream, generator
+from worldmodel.stream import Engine, Stream, generator
 from worldmodel.text import BOI, BOS, EOI, EOS, PAD
 
 MAX_PROMPT_TOKENS = 384
@@ -126,8 +127,7 @@ def _say(
     sources: Sequence[torch.Generator],
 ) -> list[Said]:
     rows = [
-        [*(i for words in stream.unread for i in words.ids), *prompt]
-        for stream, prompt in zip(streams, prompts, strict=True)
+        [*words_of(stream.unread), *prompt] for stream, prompt in zip(streams, prompts, strict=True)
     ]
     reader = Reader(engine, streams, max(len(row) for row in rows) + sampling.max_tokens)
     chances = torch.stack([torch.rand(sampling.max_tokens, generator=g) for g in sources])
@@ -208,6 +208,7 @@ def generate(
     """
     decode = engine.checkpoint.tokenizer.decode
     for number in range(max_frames + 1):
+        (stream,) = engine.settle([stream])
         source = generator(sampling.seed, number)
         (said,) = _say(engine, [stream], [()], sampling, [source])
         if said.ids:

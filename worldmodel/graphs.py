@@ -6,7 +6,7 @@ is recorded once and then replayed on new values. Only passes of equal shapes ca
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from copy import copy
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ import torch
 from worldmodel.transformer import Core, KVCache
 
 MOST = 24
-"""Graphs that are kept; a frame takes three. Each has a copy of the cache that it works on."""
+"""Graphs that are kept; a frame takes one a denoising step. Each has a cache of its own."""
 
 Work = Callable[..., torch.Tensor]
-"""(core, cache, end, *inputs) -> output; writes keys and values behind the committed tokens."""
+"""(core, cache, layout, *inputs) -> output; writes keys and values behind the committed tokens."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ class Graphs:
         self._pool = torch.cuda.graph_pool_handle()
         self._able = True
 
-    def __call__(self, cache: KVCache, end: bool, *inputs: torch.Tensor) -> torch.Tensor:
+    def __call__(self, cache: KVCache, layout: Hashable, *inputs: torch.Tensor) -> torch.Tensor:
         """Return what `work` gives for these."""
-        key = (end, cache.length, cache.data.shape, *(x.shape for x in inputs))
+        key = (layout, cache.length, cache.data.shape, *(x.shape for x in inputs))
         if self._able and key in self._seen and key not in self._made:
             try:
-                self._made[key] = self._record(cache, end, inputs)
+                self._made[key] = self._record(cache, layout, inputs)
             except RuntimeError as error:
                 self._able = False
                 cause = str(error).partition("\n")[0]
@@ -72,14 +72,14 @@ class Graphs:
                 )
         if not self._able or key not in self._made:
             self._seen.add(key)
-            return self._work(self._core, cache, end, *inputs)
+            return self._work(self._core, cache, layout, *inputs)
         graph = self._made[key] = self._made.pop(key)
         if len(self._made) > MOST:
             self._made.pop(next(iter(self._made)))
         self.replayed += 1
         return graph.replay(cache, inputs)
 
-    def _record(self, cache: KVCache, end: bool, inputs: tuple[torch.Tensor, ...]) -> _Graph:
+    def _record(self, cache: KVCache, layout: Hashable, inputs: tuple[torch.Tensor, ...]) -> _Graph:
         """Record a pass, on memory of its own."""
         mine = copy(cache)
         mine.data = cache.data.clone(memory_format=torch.contiguous_format)
@@ -87,11 +87,11 @@ class Graphs:
         beside = torch.cuda.Stream()
         beside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(beside):  # libraries prepare themselves outside of the recording
-            self._work(self._core, mine, end, *held)
+            self._work(self._core, mine, layout, *held)
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
         # Outputs are copied before the next replay, so all graphs can share their memory. Other
         # threads (a viewer's, say) may go on allocating meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = self._work(self._core, mine, end, *held)
+            output = self._work(self._core, mine, layout, *held)
         return _Graph(graph, mine, held, output)

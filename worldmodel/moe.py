@@ -20,8 +20,8 @@ SHARED = {"none": 0, "global": 1, "modality": 2}
 
 # Up to so many tokens and experts all are computed in two batched products: at the size of one
 # frame every expert is chosen by some token, and one large product beats many small ones.
-_FEW_TOKENS = 160
-_FEW_EXPERTS = 32
+FEW_TOKENS = 160
+FEW_EXPERTS = 32
 
 
 class _Spread(torch.autograd.Function):
@@ -151,12 +151,19 @@ class FeedForward(nn.Module):
         shared: 0 for no shared expert, 1 for one, 2 for one per modality.
     """
 
+    fixed: torch.Tensor
+
     def __init__(self, width: int, hidden: int, experts: int, top_k: int, shared: int) -> None:
         super().__init__()
         self.shared = shared
         self.router = Router(width, experts, top_k) if experts else None
         self.num_experts = experts
         total = experts + shared
+        # The shared expert counts like one routed one, whose scores sum to 1.
+        self.count = (top_k + (shared > 0)) ** -0.5 if experts else 1.0
+        self.scale = top_k * self.count
+        # What the shared experts count for a token of either modality.
+        self.register_buffer("fixed", torch.zeros(2, total), persistent=False)
         self.w_in = nn.Parameter(torch.empty(total, 2 * hidden, width))
         self.w_out = nn.Parameter(torch.empty(total, width, hidden))
         self.init_weights()
@@ -166,6 +173,11 @@ class FeedForward(nn.Module):
         """Normal with variance 1 / inputs."""
         for weight in (self.w_in, self.w_out):
             nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
+        self.fixed.zero_()
+        for modality in (TEXT, VISION):
+            own = self.num_experts + (modality if self.shared == 2 else 0)
+            if self.shared:
+                self.fixed[modality, own] = self.count
         if self.router is not None:
             self.router.init_weights()
 
@@ -173,11 +185,18 @@ class FeedForward(nn.Module):
         """Tokens [T, D] and modality [T] (TEXT or VISION) to tokens [T, D]."""
         if len(self.w_in) == 1:  # nothing to choose
             return F.linear(_swiglu(F.linear(x, self.w_in.squeeze(0))), self.w_out.squeeze(0))
-        chosen, weights = self._choose(x, modality)
-        few = len(x) <= _FEW_TOKENS and len(self.w_in) <= _FEW_EXPERTS
+        few = len(x) <= FEW_TOKENS and len(self.w_in) <= FEW_EXPERTS
         if few and not torch.is_grad_enabled():
-            return self._all_experts(x, chosen, weights)
-        return self._grouped(x, chosen, weights)
+            return self._all_experts(x, self.gates(x, modality))
+        return self._grouped(x, *self._choose(x, modality))
+
+    def gates(self, x: torch.Tensor, modality: torch.Tensor) -> torch.Tensor:
+        """What every expert counts for each token, [T, E + S] in the number format of x."""
+        gates = self.fixed.to(x.dtype).index_select(0, modality)
+        if self.router is None:
+            return gates
+        chosen, scores = self.router(x, modality)
+        return gates.scatter_(1, chosen, (scores * self.scale).to(x.dtype))
 
     def _choose(self, x: torch.Tensor, modality: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return every expert that each token runs [T, picks], and what it counts."""
@@ -186,10 +205,8 @@ class FeedForward(nn.Module):
         if self.router is None:
             return fixed, torch.ones_like(fixed, dtype=torch.float32)
         routed, scores = self.router(x, modality)
-        # The shared expert counts like one routed one: scores sum to 1, scaled by K.
-        chosen = torch.cat([routed, fixed], dim=1)
-        weights = F.pad(scores * self.router.top_k, (0, self.shared and 1), value=1.0)
-        return chosen, weights / chosen.shape[1] ** 0.5
+        weights = F.pad(scores * self.scale, (0, self.shared and 1), value=self.count)
+        return torch.cat([routed, fixed], dim=1), weights
 
     def _grouped(
         self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
@@ -221,11 +238,7 @@ class FeedForward(nn.Module):
         products = _grouped_products if grouped else _sliced_products
         return products(rows, shares, w_in, w_out, ends)
 
-    def _all_experts(
-        self, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        gates = torch.zeros(len(x), len(self.w_in), device=x.device, dtype=x.dtype)
-        gates.scatter_(1, chosen, weights.to(x.dtype))
+    def _all_experts(self, x: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
         hidden = _swiglu(torch.matmul(x.unsqueeze(0), self.w_in.mT))  # [E + S, T, H]
         hidden = hidden * gates.T.unsqueeze(-1)
         return torch.matmul(hidden, self.w_out.mT).sum(0)

@@ -29,8 +29,13 @@ def _geometric(count: int, base: float) -> torch.Tensor:
     return base ** -(torch.arange(count) / count)
 
 
-def rotate(x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Turn pairs of channels of [B, L, heads, head] by the angles of their positions."""
-    cos, sin = rotary
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+def turns(angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `rotate` needs of angles [..., head / 2]: two tensors [..., head]."""
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def rotate(x: torch.Tensor, turned: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Turn pairs of channels (i, i + head / 2) of [B, L, heads, head], see `turns`."""
+    straight, across = turned
+    return torch.addcmul(x * straight, x.roll(x.shape[-1] // 2, -1), across)

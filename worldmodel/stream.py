@@ -6,12 +6,14 @@ rewinding is going back to an earlier stream, and several rollouts run as one ba
 incremental path equals the full forward (`tests/test_dream.py`).
 
 One step: the action's text and `<boi>` go in together with noise; the frame is denoised in a
-few passes that leave no trace, and brought to where the encoder's latents are, against drift;
-then the finished frame and `<eoi>` go in. Text is read by a `Reader`, beside the streams.
+few passes that leave no trace, and brought to where the encoder's latents are, against drift.
+The finished frame and `<eoi>` are owed to the next step, and go in with its first pass
+(`worldmodel.passes`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,9 +22,11 @@ import torch.nn.functional as F
 from worldmodel.checkpoint import Checkpoint
 from worldmodel.flow import Predict, mix, sample
 from worldmodel.graphs import Graphs
+from worldmodel.packed import can_pack, drawing, packed
+from worldmodel.passes import Pass, forward, words_of
 from worldmodel.sequence import FOREVER, Text
-from worldmodel.text import BOI, BOS, EOI, PAD
-from worldmodel.transformer import Core, KVCache
+from worldmodel.text import BOI, BOS
+from worldmodel.transformer import Core
 
 STILL = 1e-3
 """Cosine distance of a latent to its last value below which it stands still, when nobody moves.
@@ -47,11 +51,13 @@ class Stream:
     """A rollout at one moment.
 
     Attributes:
-        segments: what the next step can still see.
+        segments: what the last frame and the next step can still see.
         step: frames so far. time: rotary position of the next token.
         latent: [N, C] the last frame in the core's grid; None before the first.
-        shown: [N, C] the same as the core was shown it, slightly noised.
-        hidden: [D] what the core made of the last token, from which the next one is said.
+        shown: [N, C] the same as the core is shown it, slightly noised. behind: the one before.
+        owed: whether the last frame and its `<eoi>` have yet to go in, with the next pass.
+        hidden: [D] what the core made of the last token, from which the next one is said; None
+            before that went in.
         pending: words that go in with the next frame.
         frame: uint8 [H, W, 3], the last frame as shown.
         text: exact text that led to it.
@@ -62,6 +68,8 @@ class Stream:
     time: int = 0
     latent: torch.Tensor | None = None
     shown: torch.Tensor | None = None
+    behind: torch.Tensor | None = None
+    owed: bool = False
     hidden: torch.Tensor | None = None
     pending: tuple[Text, ...] = ()
     instruction: str = ""
@@ -82,7 +90,10 @@ class Stream:
         """The stream without its instruction."""
         return replace(
             self,
-            segments=tuple(s for s in self.segments if not s.instruction),
+            segments=tuple(
+                replace(s, expire=min(s.expire, self.step)) if s.instruction else s
+                for s in self.segments
+            ),
             pending=tuple(words for words in self.pending if words.role != "instruction"),
         )
 
@@ -100,13 +111,17 @@ class Engine:
         self.device, self.dtype = device, dtype
         self.watch: Callable[[torch.Tensor], object] | None = None
         self.core = checkpoint.core.to(device, dtype)
+        self.run = packed(self.core) if can_pack(device) else self.core
         self.encoder = checkpoint.encoder.to(device)
+        self._painter = drawing(self.encoder, dtype) if can_pack(device) else self.encoder
         config = checkpoint.core.config
         self.window = config.window
+        self.level = checkpoint.context_level  # of frames as they are shown
         rows, columns = config.grid
         cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
-        self.cells = cells.view(-1, 2).to(device)  # row and column of each frame token
-        self.graphs = Graphs(_forward, self.core) if device.type == "cuda" else None
+        self.cells = cells.view(-1, 2)  # row and column of each frame token
+        self.graphs = Graphs(forward, self.core) if device.type == "cuda" else None
+        self.compute = self.graphs or partial(forward, self.run)
         # Words and past of a pass are filled up to multiples of these, so that few shapes occur.
         self.words_by, self.past_by = (8, 64) if self.graphs else (1, 1)
 
@@ -125,7 +140,7 @@ class Engine:
     @torch.inference_mode()
     def show(self, latents: torch.Tensor) -> np.ndarray:
         """Latents [F, N, C] in the core's grid to frames uint8 [F, H, W, 3]."""
-        return self.encoder.decode(self.core.split(latents.float())).cpu().numpy()
+        return self._painter.decode(self.core.split(latents.float())).cpu().numpy()
 
     @torch.inference_mode()
     def follow(
@@ -159,44 +174,67 @@ class Engine:
             [*s.unread, Text((*text, BOI), "action")]
             for s, text in zip(streams, texts, strict=True)
         ]
-        words = [[i for span in row for i in span.ids] for row in spans]
-        weights = {i: w for i, w in enumerate(guidance) if w != 1.0 and given is None}
-        # Guided streams come once more without words, in the same batch.
-        unled = [replace(streams[i].untold(), pending=()) for i in weights]
-        bare = [[*(BOS for _ in range(not s.time)), BOI] for s in unled]
-        passes = Pass(self, [*streams, *unled], [*words, *bare])
+        words = [words_of(row) for row in spans]
+        guided = given is None and any(w != 1 for w in guidance)
+        bare = [[*(BOS for _ in range(not s.time)), BOI] for s in streams] if guided else []
+        passes = Pass(self, streams, words, bare)
         if given is None:
             predict = passes.predict
-            if weights:
-                predict = _guided(passes, len(streams), weights, (denoise_steps + 1) // 2)
+            if guided:
+                predict = _guided(passes, guidance, (denoise_steps + 1) // 2)
             drawn = sample(predict, noise[0], denoise_steps, self.core.config.strides, shift)
             given = self.core.merge(self.encoder.project(self.core.split(drawn)))
             for i in (i for i, rests in enumerate(still) if rests):
                 given[i] = _settled(self.core, given[i], streams[i].latent)
-        kept, shown, hidden = passes.commit(given, noise[1])
+        else:
+            passes.read()
+        shown = mix(given, noise[1], torch.full_like(noise[1, :, 0, 0], self.level))
         followed = []
         for i, stream in enumerate(streams):
-            extra = self._segments(stream, kept[i], spans[i])
+            owed, told = passes.kept(i)
+            segments = (*self._paid(stream, owed), *self._segments(stream, told, spans[i]))
             step = stream.step + 1
-            alive = tuple(s for s in (*stream.segments, *extra) if s.expire > step)
             followed.append(
                 replace(
                     stream,
-                    segments=alive,
+                    segments=tuple(s for s in segments if s.expire >= step),
                     step=step,
                     time=stream.time + len(words[i]) + 2,
                     latent=given[i],
                     shown=shown[i],
-                    hidden=hidden[i],
+                    behind=stream.shown,
+                    owed=True,
+                    hidden=None,
                     pending=(),
                 )
             )
         return followed
 
+    @torch.inference_mode()
+    def settle(self, streams: Sequence[Stream]) -> list[Stream]:
+        """The streams with their last frames read, where those are still owed."""
+        if not any(s.owed for s in streams):
+            return list(streams)
+        passes = Pass(self, streams, [()] * len(streams))
+        hidden = passes.read()[:, -1]
+        return [
+            replace(
+                stream, segments=self._paid(stream, passes.kept(i)[0]), owed=False, hidden=hidden[i]
+            )
+            if stream.owed
+            else stream
+            for i, stream in enumerate(streams)
+        ]
+
+    def _paid(self, stream: Stream, owed: torch.Tensor | None) -> tuple[Segment, ...]:
+        """A stream's segments with the frame that it owed, if it did."""
+        if owed is None or not stream.owed:
+            return stream.segments
+        return (*stream.segments, Segment(owed, stream.step + self.window))
+
     def _segments(self, stream: Stream, kv: torch.Tensor, spans: Sequence[Text]) -> list[Segment]:
-        """Cut a step's keys and values by span; the frame is with the last one."""
-        *sizes, _ = (len(span.ids) for span in spans)
-        parts = kv.split([*sizes, kv.shape[3] - sum(sizes)], dim=3)
+        """Cut the keys and values of a step's words by span."""
+        parts = kv.split([len(span.ids) for span in spans], dim=3)
         gone = stream.step + self.window + 1
         return [
             Segment(part, gone if span.role == "action" else FOREVER, span.role == "instruction")
@@ -204,238 +242,10 @@ class Engine:
         ]
 
 
-class Pass:
-    """The passes of one step over a batch of streams.
-
-    The first pass carries the words (padded to one length) and the frame, later ones the frame
-    alone; words stay in the cache, frames are committed by `commit`.
-    """
-
-    def __init__(
-        self, engine: Engine, streams: Sequence[Stream], words: Sequence[Sequence[int]]
-    ) -> None:
-        self.engine = engine
-        config, device = engine.core.config, engine.device
-        self.rows, self.frame_tokens = len(streams), config.frame_tokens
-        self.lengths = [len(w) for w in words]
-        self.pad = _up(max(self.lengths), engine.words_by)
-        self.cache, real = _cached(engine, streams, self.pad + self.frame_tokens + 1)
-        self.past = self.cache.length
-        ids = torch.zeros(self.rows, self.pad, dtype=torch.int64)
-        for i, row in enumerate(words):
-            real[i, self.past : self.past + len(row)] = True
-            ids[i, : len(row)] = torch.tensor(row)
-        real[:, self.past + self.pad :] = True
-        self.real, self.ids = real.to(device), ids.to(device)
-        time = torch.tensor([s.time for s in streams], device=device).unsqueeze(1)
-        step = torch.tensor([s.step for s in streams], device=device).unsqueeze(1)
-        at = time + torch.tensor(self.lengths, device=device).unsqueeze(1)
-        n = self.frame_tokens
-        self.word_position = _positions(time + torch.arange(self.pad, device=device), step, n)
-        self.frame_position = _positions(at.expand(-1, n), step, n, engine.cells)
-        self.end_position = _positions(at + 1, step, n)
-        self.end_position[..., -1] += n - 1  # the frame is over by then
-        nothing = torch.zeros(config.frame_tokens, config.channels, device=device)
-        before = [nothing if s.shown is None else s.shown for s in streams]
-        self.before = torch.stack(before).to(engine.dtype)
-        self.words_in = False
-
-    def predict(self, z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
-        """Predicted clean latents [B, N, C] of noised ones; leaves no trace of the frame."""
-        drawn = self._run(z, t, stride, end=False).float()
-        if self.engine.watch:
-            self.engine.watch(drawn)
-        return drawn
-
-    def keep(self, rows: int) -> None:
-        """Go on with the first `rows` rows alone."""
-        self.rows, self.lengths = rows, self.lengths[:rows]
-        self.cache.data = self.cache.data[:, :, :rows]
-        self.real, self.before, self.ids = (
-            part[:rows] for part in (self.real, self.before, self.ids)
-        )
-        self.word_position, self.frame_position, self.end_position = (
-            part[:rows] for part in (self.word_position, self.frame_position, self.end_position)
-        )
-
-    def commit(
-        self, latents: torch.Tensor, noise: torch.Tensor
-    ) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
-        """Put the finished frame and `<eoi>` in.
-
-        Returns each row's new keys and values, the frames [B, N, C] as they were shown, and the
-        hidden states [B, D] of `<eoi>`.
-        """
-        level = torch.full((self.rows,), self.engine.checkpoint.context_level, device=noise.device)
-        stride = torch.full_like(level, self.engine.core.config.strides - 1, dtype=torch.int64)
-        shown = mix(latents, noise, level)
-        hidden = self._run(shown, level, stride, end=True)
-        added = self.cache.data[..., self.past :, :]
-        kept = [
-            torch.cat([added[:, :, i, :, :words], added[:, :, i, :, self.pad :]], dim=3)
-            for i, words in enumerate(self.lengths)
-        ]
-        return kept, shown, hidden
-
-    def _run(
-        self, z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor, end: bool
-    ) -> torch.Tensor:
-        """What `_forward` gives for the frame, and for the words that are not in yet."""
-        n, device = self.frame_tokens, self.engine.device
-        before = 0 if self.words_in else self.pad
-        ids, positions = self.ids[:, :before], [self.frame_position]
-        if before:
-            positions.insert(0, self.word_position)
-        if end:
-            ids = torch.cat([ids, ids.new_full((self.rows, 1), EOI)], dim=1)
-            positions.append(self.end_position)
-        tokens, past = before + n + end, self.cache.length
-        vision = torch.zeros(self.rows, tokens, dtype=torch.bool, device=device)
-        vision[:, before : before + n] = True
-        mask = self.real[:, None, : past + tokens].expand(-1, tokens, -1).clone()
-        if before:  # words are causal and do not see the frame
-            mask[:, :before, past:] &= torch.ones_like(mask[0, :before, past:]).tril()
-            # a padded word sees itself, so that no row of the attention is empty
-            own = torch.eye(before, dtype=torch.bool, device=device)
-            mask[:, :before, past : past + before] |= own
-        if end:  # the frame does not see what ends it
-            mask[:, before : before + n, -1] = False
-        z, position = z.to(self.engine.dtype), torch.cat(positions, dim=1)
-        inputs = (z, t, stride, self.before, ids, vision, position, mask)
-        if self.engine.graphs:
-            found = self.engine.graphs(self.cache, end, *inputs)
-        else:
-            found = _forward(self.engine.core, self.cache, end, *inputs)
-        if before:
-            self.cache.commit(before)
-            self.words_in = True
-        return found
-
-
-def _forward(
-    core: Core,
-    cache: KVCache,
-    end: bool,
-    z: torch.Tensor,
-    t: torch.Tensor,
-    stride: torch.Tensor,
-    last: torch.Tensor,
-    ids: torch.Tensor,
-    vision: torch.Tensor,
-    position: torch.Tensor,
-    mask: torch.Tensor,
-) -> torch.Tensor:
-    """The core's part of a pass: words `ids` [B, words], then a frame z [B, N, C].
-
-    With `end` the last id is `<eoi>` and stands behind the frame. `last` is the frame before as
-    shown, [B, N, C]; the rest as in `Core`. Returns the predicted clean latents [B, N, C]; with
-    `end` what the core makes of `<eoi>` [B, D].
-    """
-    frame, seen = core.embed_frames(z, t, stride, last)
-    words = ids.shape[1] - end
-    told = core.embed(ids)
-    x = torch.cat([told[:, :words], frame, told[:, words:]], dim=1)
-    hidden = core(x, vision, position, mask, cache)
-    if end:
-        return hidden[:, -1].clone()
-    return core.draw(hidden[:, words:], seen, z, t)
-
-
-class Reader:
-    """Text going into a batch of streams, on one preallocated cache; the streams stay as they are.
-
-    Args:
-        engine: the model.
-        streams: what was before the text.
-        room: most tokens that a row will read, the streams' unread words included.
-    """
-
-    def __init__(self, engine: Engine, streams: Sequence[Stream], room: int) -> None:
-        self.engine = engine
-        self.cache, real = _cached(engine, streams, room)
-        self.real = real.to(engine.device)
-        clock = [[s.time for s in streams], [s.step for s in streams]]
-        self.time, self.step = torch.tensor(clock, device=engine.device).unsqueeze(2)
-        nothing = torch.zeros(engine.core.config.width, device=engine.device, dtype=engine.dtype)
-        self.hidden = torch.stack([nothing if s.hidden is None else s.hidden for s in streams])
-
-    @torch.inference_mode()
-    def read(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Read some more token ids in every row, as many as you like.
-
-        Returns logits float [B, vocab] of what comes next in each.
-        """
-        core, device = self.engine.core, self.engine.device
-        lengths = [len(row) for row in rows]
-        tokens, first = max(lengths), self.cache.length
-        if tokens:
-            ids = torch.tensor([[*row, *[PAD] * (tokens - len(row))] for row in rows])
-            real = torch.arange(tokens) < torch.tensor(lengths).unsqueeze(1)
-            self.real[:, first : first + tokens] = real.to(device)
-            # Causal; a padded word sees itself, so that no row of the attention is empty.
-            mask = self.real[:, None, : first + tokens].expand(-1, tokens, -1).clone()
-            mask[:, :, first:] &= torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
-            mask[:, :, first:] |= torch.eye(tokens, dtype=torch.bool, device=device)
-            order = self.time + torch.arange(tokens, device=device)
-            position = _positions(order, self.step, core.config.frame_tokens)
-            vision = torch.zeros(len(rows), tokens, dtype=torch.bool, device=device)
-            hidden = core(core.embed(ids.to(device)), vision, position, mask, self.cache)
-            self.cache.commit(tokens)
-            count = torch.tensor(lengths, device=device).unsqueeze(1)
-            self.time = self.time + count
-            last = (count - 1).clamp(min=0).unsqueeze(2).expand(-1, -1, hidden.shape[2])
-            found = hidden.gather(1, last).squeeze(1)
-            self.hidden = torch.where(count > 0, found, self.hidden)
-        return core.say(self.hidden).float()
-
-
 def generator(*numbers: int) -> torch.Generator:
     """A source of randomness that is a function of some numbers >= 0 alone."""
     state = np.random.SeedSequence(numbers).generate_state(1)
     return torch.Generator().manual_seed(int(state[0]))
-
-
-def _cached(engine: Engine, streams: Sequence[Stream], room: int) -> tuple[KVCache, torch.Tensor]:
-    """The past of streams in one cache, with room for more tokens.
-
-    Also returns which of its places are real, bool [B, capacity]; the free ones are not yet.
-    """
-    past = [sum(s.kv.shape[3] for s in stream.segments) for stream in streams]
-    length = _up(max(past), engine.past_by)
-    capacity = length + room
-    cache = KVCache(engine.core.config, len(streams), capacity, engine.device, engine.dtype)
-    cache.length = length
-    real = torch.zeros(len(streams), capacity, dtype=torch.bool)
-    for i, stream in enumerate(streams):
-        real[i, : past[i]] = True
-        if stream.segments:
-            joined = torch.cat([s.kv for s in stream.segments], dim=3)
-            cache.data[:, :, i, :, : past[i]] = joined
-    return cache, real
-
-
-def _up(number: int, step: int) -> int:
-    """The next multiple of `step`."""
-    return -(-number // step) * step
-
-
-def _positions(
-    time: torch.Tensor, step: torch.Tensor, frame: int, cells: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Rotary positions [B, L, 5] of tokens after `step` whole frames of `frame` tokens each.
-
-    Args:
-        time: [B, L] order in the stream, where a frame counts as one.
-        step: [B, 1] frames before.
-        frame: N.
-        cells: [L, 2] row and column of the frame's own tokens; None for words.
-    """
-    rows, tokens = time.shape
-    inside = torch.arange(tokens, device=time.device) if cells is not None else 0
-    cells = time.new_zeros(tokens, 2) if cells is None else cells
-    place = time + step * (frame - 1) + inside
-    parts = [time, step.expand(-1, tokens), *cells.T.unsqueeze(1).expand(-1, rows, -1), place]
-    return torch.stack(parts, dim=-1)
 
 
 def _settled(core: Core, new: torch.Tensor, last: torch.Tensor | None) -> torch.Tensor:
@@ -451,25 +261,20 @@ def _settled(core: Core, new: torch.Tensor, last: torch.Tensor | None) -> torch.
     return core.merge(torch.where((moved < STILL).unsqueeze(-1), before, now))[0]
 
 
-def _guided(passes: Pass, rows: int, weights: Mapping[int, float], times: int) -> Predict:
-    """Move some rows' predictions, by row `weight` times as far from those without words.
+def _guided(passes: Pass, weights: Sequence[float], times: int) -> Predict:
+    """Move predictions, by row `weights` times as far from those of their twins without words.
 
-    `passes` are of all `rows` with words, then of the chosen rows once more without; after so many
-    `times` the latter are left away for good.
+    After so many `times` the twins are left away.
     """
-    chosen = torch.tensor(list(weights), device=passes.engine.device)
-    weight = torch.tensor(list(weights.values()), device=chosen.device).view(-1, 1, 1)
+    weight = torch.tensor(weights, device=passes.engine.device).view(-1, 1, 1)
     left = times
 
     def predict(z: torch.Tensor, t: torch.Tensor, stride: torch.Tensor) -> torch.Tensor:
         nonlocal left
-        if left == 0:
-            return passes.predict(z, t, stride)
-        found = passes.predict(*(torch.cat([x, x[chosen]]) for x in (z, t, stride)))
         left -= 1
-        if left == 0:
-            passes.keep(rows)
-        led, free = found[:rows], found[rows:]
-        return led.index_copy(0, chosen, free + weight * (led[chosen] - free))
+        if left < 0:
+            return passes.predict(z, t, stride)
+        led, free = passes.predict(z, t, stride, twins=True).chunk(2)
+        return torch.where(weight == 1, led, free + weight * (led - free))
 
     return predict

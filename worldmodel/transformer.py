@@ -26,7 +26,7 @@ from torch import nn
 from worldmodel.errors import UserError, suggest
 from worldmodel.moe import SHARED, VISION, FeedForward
 from worldmodel.motion import Motion, join_cells, split_cells
-from worldmodel.rotary import rotary_table, rotate
+from worldmodel.rotary import rotary_table, rotate, turns
 from worldmodel.unet import UNet
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class KVCache:
     ) -> None:
         head = config.width // config.heads
         shape = (config.depth, 2, rows, config.kv_heads, capacity, head)
-        self.data = torch.zeros(shape, device=device, dtype=dtype)
+        self.data = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
 
     def write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -477,7 +477,7 @@ class Core(nn.Module):
             [B, L, D], normalised, for `say` and `draw`.
         """
         angles = position[..., self.axis].float() * self.frequencies
-        rotary = (angles.cos().unsqueeze(2), angles.sin().unsqueeze(2))
+        rotary = turns(angles.unsqueeze(2))
         modality = vision.long() * VISION
         if isinstance(mask, torch.Tensor):
             mask = mask.unsqueeze(1)

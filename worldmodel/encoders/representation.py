@@ -72,7 +72,7 @@ class Decoder(nn.Module):
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         """Raw latents [B, N, C] to pixels [B, 3, H, W], about [-1, 1]."""
-        x = self.embed(latents) + self.position
+        x = self.embed(latents.to(self.position.dtype)) + self.position
         for block in self.blocks:
             x = block(x)
         x = self.head(self.norm(x))
