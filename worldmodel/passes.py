@@ -303,18 +303,20 @@ def cached(engine: "Engine", streams: Sequence["Stream"], room: int) -> tuple[KV
     length = _up(max(past), engine.past_by)
     cache = KVCache(engine.core.config, len(streams), length + room, engine.device, engine.dtype)
     cache.length = length
-    then, now, bare = np.zeros((3, len(streams), length), bool)
+    seen = np.zeros((3, len(streams), length), bool)
     for i, stream in enumerate(streams):
-        start = 0
+        start, rule = 0, []
         for segment in stream.segments:
             stop = start + segment.kv.shape[3]
             cache.data[:, :, i, :, start:stop] = segment.kv
-            then[i, start:stop] = segment.expire >= stream.step
-            now[i, start:stop] = segment.expire > stream.step
-            bare[i, start:stop] = segment.expire > stream.step and not segment.instruction
+            now = segment.expire > stream.step
+            rule.append((segment.expire >= stream.step, now, now and not segment.instruction))
             start = stop
-        cache.data[:, :, i, :, start:length] = 0
-    return cache, Seen(*map(torch.from_numpy, (then, now, bare)))
+        if rule:
+            sizes = [segment.kv.shape[3] for segment in stream.segments]
+            seen[:, i, :start] = np.repeat(np.array(rule).T, sizes, axis=1)
+        cache.data[:, :, i, :, start:length] = 0  # what nobody sees has to be numbers all the same
+    return cache, Seen(*torch.from_numpy(seen))
 
 
 def positions(

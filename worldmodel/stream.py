@@ -227,10 +227,13 @@ class Engine:
         ]
 
     def _paid(self, stream: Stream, owed: torch.Tensor | None) -> tuple[Segment, ...]:
-        """A stream's segments with the frame that it owed, if it did."""
+        """A stream's segments with the frame that it owed, if it did; one with its action."""
         if owed is None or not stream.owed:
             return stream.segments
-        return (*stream.segments, Segment(owed, stream.step + self.window))
+        frame, (*others, last) = Segment(owed, stream.step + self.window), stream.segments
+        if (last.expire, last.instruction) != (frame.expire, frame.instruction):
+            return (*stream.segments, frame)
+        return (*others, replace(frame, kv=torch.cat([last.kv, owed], dim=3)))
 
     def _segments(self, stream: Stream, kv: torch.Tensor, spans: Sequence[Text]) -> list[Segment]:
         """Cut the keys and values of a step's words by span."""
