@@ -1,16 +1,16 @@
 """Imagined frames per second on the cache, beside computing the whole sequence for every frame.
 
-python benchmarks/rollout_speed.py [--sizes nano 100M] [--rounds 9] [--cpu] [--compile]
+python benchmarks/rollout_speed.py [--sizes nano 100M] [--rounds 9] [--cpu]
 
 Weights are untrained: speed does not depend on what they say. A frame of 8 x 8 latents of 32
 channels, merged to 16 tokens, with 5 words before it, is denoised in 2 steps after 4, 8 or 16
-frames of context, all of them seen. On the cache (`Engine.follow`) that is two passes over the new
-frame and one that keeps it; without, two forwards over everything, for which layout and mask are
-made beforehand. Both must imagine the same frame, in float32, or this ends with an error.
+frames of context, all of them seen. On the cache (`Engine.follow`) that is one pass over the last
+frame, the words and the new one, and one over the new one alone; without, two forwards over
+everything, for which layout and mask are made beforehand. Both must imagine the same frame, in float32, or this ends with an error.
 
 Runs alternate; times are medians, ratios medians of the rounds' ratios. `--cpu`: time of the
 processor, not of the clock (with `--threads 1`, on a machine that has other things to do).
-`--compile` adds `torch.compile` of the blocks. With `--device cuda` the peak memory is reported.
+With `--device cuda` the peak memory is reported.
 """
 
 import argparse
@@ -130,7 +130,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--compile", action="store_true")
     options, device = begin(parser)
     for size in options.sizes:
         made = checkpoint(size)
@@ -140,10 +139,6 @@ def main() -> None:
             name: Engine(copy.deepcopy(made), device, dtype)
             for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
         }
-        if options.compile:
-            engines["bf16, compiled"] = Engine(copy.deepcopy(made), device, torch.bfloat16)
-            for block in engines["bf16, compiled"].core.blocks:
-                block.compile(dynamic=True)
         names = list(engines)
         head = [f"{name}: {how}" for name in names for how in ("cache", "whole", "ratio")]
         print("| context | batch | " + " | ".join(head) + " |")
