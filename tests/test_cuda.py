@@ -18,8 +18,8 @@ import torch
 from worldmodel.dream import Dream
 from worldmodel.encoders.rae import RAE, RAEConfig
 from worldmodel.moe import FeedForward
-from worldmodel.sequence import Document, Frame, Text, attention_mask, block_mask, pack
 from worldmodel.passes import Pass
+from worldmodel.sequence import Document, Frame, Text, attention_mask, block_mask, pack
 from worldmodel.stream import Engine, Stream
 from worldmodel.text import BOI
 from worldmodel.train.core import CoreTask, run

@@ -180,12 +180,25 @@ def compose(verb: str, overrides: Sequence[str], kind: type) -> Any:
                     )
                 if key in groups and value not in _choices(key):
                     raise UserError(f"There is no {word}.{suggest(value, _choices(key))}")
-            composed = hydra_compose(verb, overrides=list(overrides))
+            words = [_literal(word, plain) for word in overrides]
+            composed = hydra_compose(verb, overrides=words)
         data = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise UserError(f"The settings could not be read: {' '.join(lines[:3])}") from None
     return to_dataclass(data, kind)
+
+
+def _literal(word: str, plain: Any) -> str:
+    """Return a setting with its text in quotes where it has a '#', as links have."""
+    from omegaconf import OmegaConf
+
+    key, value = word.split("=", 1)
+    text = isinstance(OmegaConf.select(plain, key.lstrip("+~")), str)
+    if not text or "#" not in value or value[:1] in "'\"":
+        return word
+    quoted = value.replace("'", "\\'")
+    return f"{key}='{quoted}'"
 
 
 def to_dataclass(data: Any, kind: Any, where: str = "") -> Any:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from worldmodel.checkpoint import Checkpoint
 from worldmodel.flow import Predict, mix, sample
 from worldmodel.graphs import Graphs
-from worldmodel.packed import can_pack, drawing, packed
+from worldmodel.packed import can_pack, packed, packed_encoder
 from worldmodel.passes import Pass, forward, words_of
 from worldmodel.sequence import FOREVER, Text
 from worldmodel.text import BOI, BOS
@@ -111,9 +111,10 @@ class Engine:
         self.device, self.dtype = device, dtype
         self.watch: Callable[[torch.Tensor], object] | None = None
         self.core = checkpoint.core.to(device, dtype)
-        self.run = packed(self.core) if can_pack(device) else self.core
+        fast = can_pack(device)
+        self.run = packed(self.core) if fast else self.core
         self.encoder = checkpoint.encoder.to(device)
-        self._painter = drawing(self.encoder, dtype) if can_pack(device) else self.encoder
+        self._eye = packed_encoder(self.encoder, dtype) if fast else self.encoder
         config = checkpoint.core.config
         self.window = config.window
         self.level = checkpoint.context_level  # of frames as they are shown
@@ -134,13 +135,13 @@ class Engine:
     @torch.inference_mode()
     def see(self, frames: np.ndarray) -> torch.Tensor:
         """Frames uint8 [F, H, W, 3] to latents [F, N, C] in the core's grid."""
-        latents = self.encoder.encode(torch.from_numpy(frames))
+        latents = self._eye.encode(torch.from_numpy(frames))
         return self.core.merge(latents.float())
 
     @torch.inference_mode()
     def show(self, latents: torch.Tensor) -> np.ndarray:
         """Latents [F, N, C] in the core's grid to frames uint8 [F, H, W, 3]."""
-        return self._painter.decode(self.core.split(latents.float())).cpu().numpy()
+        return self._eye.decode(self.core.split(latents.float())).cpu().numpy()
 
     @torch.inference_mode()
     def follow(
