@@ -6,7 +6,8 @@ Weights are untrained: speed does not depend on what they say. A frame of 8 x 8 
 channels, merged to 16 tokens, with 5 words before it, is denoised in 2 steps after 4, 8 or 16
 frames of context, all of them seen. On the cache (`Engine.follow`) that is one pass over the last
 frame, the words and the new one, and one over the new one alone; without, two forwards over
-everything, for which layout and mask are made beforehand. Both must imagine the same frame, in float32, or this ends with an error.
+everything, for which layout and mask are made beforehand. Both must imagine the same frame, in
+float32, or this ends with an error.
 
 Runs alternate; times are medians, ratios medians of the rounds' ratios. `--cpu`: time of the
 processor, not of the clock (with `--threads 1`, on a machine that has other things to do).
