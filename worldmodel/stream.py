@@ -13,7 +13,6 @@ The finished frame and `<eoi>` are owed to the next step, and go in with its fir
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -23,10 +22,10 @@ from worldmodel.checkpoint import Checkpoint
 from worldmodel.flow import Predict, mix, sample
 from worldmodel.graphs import Graphs
 from worldmodel.packed import can_pack, packed, packed_encoder
-from worldmodel.passes import Pass, forward, words_of
+from worldmodel.passes import Layout, Pass, forward, words_of
 from worldmodel.sequence import FOREVER, Text
 from worldmodel.text import BOI, BOS
-from worldmodel.transformer import Core
+from worldmodel.transformer import Core, KVCache
 
 STILL = 1e-3
 """Cosine distance of a latent to its last value below which it stands still, when nobody moves.
@@ -122,9 +121,14 @@ class Engine:
         cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
         self.cells = cells.view(-1, 2)  # row and column of each frame token
         self.graphs = Graphs(forward, self.core) if device.type == "cuda" else None
-        self.compute = self.graphs or partial(forward, self.run)
         # Words and past of a pass are filled up to multiples of these, so that few shapes occur.
         self.words_by, self.past_by = (8, 64) if self.graphs else (1, 1)
+
+    def compute(self, cache: KVCache, layout: Layout, *inputs: torch.Tensor) -> torch.Tensor:
+        """Run one pass, see `worldmodel.passes.forward`."""
+        if self.graphs:
+            return self.graphs(cache, layout, *inputs)
+        return forward(self.run, cache, layout, *inputs)
 
     def noise(self, *numbers: int) -> torch.Tensor:
         """Noise [2, 1, N, C] for one frame, a function of some numbers >= 0 alone."""
