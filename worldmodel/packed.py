@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from worldmodel.encoders.frame_encoder import FrameEncoder
-from worldmodel.encoders.rae import RAE
 from worldmodel.encoders.representation import Decoder
 from worldmodel.moe import FEW_EXPERTS, FEW_TOKENS, Router
 from worldmodel.rotary import rotate
@@ -71,16 +70,13 @@ def _packed(module: nn.Module) -> nn.Module:
     return twin
 
 
-def packed_encoder(encoder: FrameEncoder, dtype: torch.dtype) -> FrameEncoder:
-    """Return an encoder laid out that draws in another number format, as far as it is ours."""
-    parts: dict[str, nn.Module] = {}
-    if isinstance(encoder, RAE):
-        parts["encoder"] = packed(encoder.encoder)
+def drawing(encoder: FrameEncoder, dtype: torch.dtype) -> FrameEncoder:
+    """Return an encoder that draws in another number format, laid out, if it has a `Decoder`."""
     decoder = getattr(encoder, "decoder", None)
-    if isinstance(decoder, Decoder):
-        parts["decoder"] = packed(copy.deepcopy(decoder).to(dtype))
+    if not isinstance(decoder, Decoder):
+        return encoder
     twin = copy.copy(encoder)
-    twin._modules = {**encoder._modules, **parts}
+    twin._modules = {**encoder._modules, "decoder": packed(copy.deepcopy(decoder).to(dtype))}
     return twin
 
 

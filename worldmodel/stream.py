@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from worldmodel.checkpoint import Checkpoint
 from worldmodel.flow import Predict, mix, sample
 from worldmodel.graphs import Graphs
-from worldmodel.packed import can_pack, packed, packed_encoder
+from worldmodel.packed import can_pack, drawing, packed
 from worldmodel.passes import Layout, Pass, forward, words_of
 from worldmodel.sequence import FOREVER, Text
 from worldmodel.text import BOI, BOS
@@ -113,7 +113,7 @@ class Engine:
         fast = can_pack(device)
         self.run = packed(self.core) if fast else self.core
         self.encoder = checkpoint.encoder.to(device)
-        self._eye = packed_encoder(self.encoder, dtype) if fast else self.encoder
+        self._painter = drawing(self.encoder, dtype) if fast else self.encoder
         config = checkpoint.core.config
         self.window = config.window
         self.level = checkpoint.context_level  # of frames as they are shown
@@ -139,13 +139,13 @@ class Engine:
     @torch.inference_mode()
     def see(self, frames: np.ndarray) -> torch.Tensor:
         """Frames uint8 [F, H, W, 3] to latents [F, N, C] in the core's grid."""
-        latents = self._eye.encode(torch.from_numpy(frames))
+        latents = self.encoder.encode(torch.from_numpy(frames))
         return self.core.merge(latents.float())
 
     @torch.inference_mode()
     def show(self, latents: torch.Tensor) -> np.ndarray:
         """Latents [F, N, C] in the core's grid to frames uint8 [F, H, W, 3]."""
-        return self._eye.decode(self.core.split(latents.float())).cpu().numpy()
+        return self._painter.decode(self.core.split(latents.float())).cpu().numpy()
 
     @torch.inference_mode()
     def follow(
