@@ -97,16 +97,14 @@ def test_an_encoder_laid_out_draws_the_same(dtype):
     assert plain.decoder.position.dtype == torch.float32
 
 
-@pytest.mark.parametrize("activation", ["swish", "gelu"])
 @torch.inference_mode()
-def test_a_layer_goes_on_with_its_product(activation):
+def test_a_layer_goes_on_with_its_product():
     torch.manual_seed(0)
     layer = nn.Linear(12, 7)
     x, other = torch.randn(5, 12), torch.randn(5, 7)
     fast = PackedLinear(layer.weight, layer.bias)
     plain = layer(x)
-    after = nn.functional.silu if activation == "swish" else nn.functional.gelu
-    assert torch.allclose(fast(x, activation), after(plain), atol=1e-5)
+    assert torch.allclose(fast(x, "swish"), nn.functional.silu(plain), atol=1e-5)
     assert torch.allclose(fast.times(x, other), plain * other, atol=1e-5)
     assert torch.allclose(fast.plus(x, other), plain + other, atol=1e-5)
 
@@ -133,5 +131,7 @@ def test_a_pytorch_whose_products_fail_or_are_wrong_is_not_used(monkeypatch):
         monkeypatch.setattr(module.PackedLinear, "forward", broken)
         assert not can_pack.__wrapped__(CPU)
     monkeypatch.setattr(module.PackedLinear, "forward", linear)
+    state = torch.get_rng_state()
     assert can_pack.__wrapped__(CPU)
+    assert torch.equal(torch.get_rng_state(), state)
     assert not can_pack(torch.device("cuda"))

@@ -31,10 +31,11 @@ def can_pack(device: torch.device) -> bool:
     """Whether this PyTorch has oneDNN's products for the device, and they are right."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
-    x, linear, convolution = torch.rand(2, 8), nn.Linear(8, 8), nn.Conv2d(8, 8, 3, padding=1)
-    picture = torch.rand(1, 8, 4, 4)
     try:
-        with torch.inference_mode():
+        # Nobody's random numbers are to depend on whether this ran before.
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            linear, convolution = nn.Linear(8, 8), nn.Conv2d(8, 8, 3, padding=1)
+            x, picture = torch.rand(2, 8), torch.rand(1, 8, 4, 4)
             found = (_packed(linear)(x), _packed(convolution)(picture))
             wanted = (linear(x), convolution(picture))
     except (AttributeError, RuntimeError):  # another build of PyTorch, or another processor
@@ -92,9 +93,8 @@ class PackedLinear(nn.Module):
         self._bias = None if bias is None else bias.detach()
 
     def forward(self, x: torch.Tensor, activation: str = "none") -> torch.Tensor:
-        """[..., inputs] to [..., outputs], then `activation`: 'none', 'swish' or 'gelu'."""
-        kind = "none" if activation == "gelu" else ""
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, activation, [], kind)
+        """[..., inputs] to [..., outputs], then `activation`: 'none' or 'swish' (SiLU)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, activation, [], "")
 
     def times(self, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         """The layer's output times `other`, of the same shape."""
