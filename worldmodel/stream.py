@@ -126,7 +126,7 @@ class Engine:
 
     def compute(self, cache: KVCache, layout: Layout, *inputs: torch.Tensor) -> torch.Tensor:
         """Run one pass, see `worldmodel.passes.forward`."""
-        if self.graphs:
+        if self.graphs and layout.frames:  # what is only read may be read in another thread
             return self.graphs(cache, layout, *inputs)
         return forward(self.run, cache, layout, *inputs)
 
