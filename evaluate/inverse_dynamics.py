@@ -7,13 +7,12 @@ ceiling. The classes are the key combinations that occur in the data.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.nn.functional as F
 
 from worldmodel.actions import ActionTable
-from worldmodel.datasets.store import EpisodeStore
 from worldmodel.evaluate.triples import (
     ReaderConfig,
     TripleReader,
@@ -22,6 +21,9 @@ from worldmodel.evaluate.triples import (
     load_reader,
     train_reader,
 )
+
+if TYPE_CHECKING:  # it loads zarr, and a window reads frames without it
+    from worldmodel.datasets.store import EpisodeStore
 
 
 class InverseDynamics(TripleReader):
@@ -47,7 +49,7 @@ class InverseDynamics(TripleReader):
         return np.asarray(self.masks, np.uint16)[self.read(frames).argmax(axis=-1)]
 
 
-def train_idm(store: EpisodeStore, config: ReaderConfig | None = None) -> InverseDynamics:
+def train_idm(store: "EpisodeStore", config: ReaderConfig | None = None) -> InverseDynamics:
     """Train a reader on the store's train split, on the CPU.
 
     Raises:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import trange
 
-from worldmodel.datasets.store import EpisodeStore
 from worldmodel.errors import UserError
 from worldmodel.world import Episode
+
+if TYPE_CHECKING:  # it loads zarr, and a window reads frames without it
+    from worldmodel.datasets.store import EpisodeStore
 
 FRAMES = 3
 """Frames that one reading takes."""
@@ -122,7 +124,7 @@ class Triples:
 
 
 def gather(
-    store: EpisodeStore, config: ReaderConfig, what: Callable[[Episode], np.ndarray]
+    store: "EpisodeStore", config: ReaderConfig, what: Callable[[Episode], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return frames uint8 [F, H, W, 3], centres int [S] into them, and targets [S, ...].
 
@@ -230,7 +232,7 @@ def load_reader(
     return reader.eval()
 
 
-def fingerprint(store: EpisodeStore) -> str:
+def fingerprint(store: "EpisodeStore") -> str:
     """Return what identifies a store's train split: a hash of its episode ids."""
     return hashlib.sha256("\n".join(store.select("train")).encode()).hexdigest()[:16]
 

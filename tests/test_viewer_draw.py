@@ -33,6 +33,7 @@ from worldmodel.viewer.view import ViewState
 
 ToyDream = runpy.run_path(str(Path(__file__).with_name("viewer_toy.py")))["ToyDream"]
 
+HELP = (("w", "walk forward"), ("Backspace", "a meaning that is long " * 9)) * 20
 W, A, TURN = Branch(("w",)), Branch(("a",)), Branch(say="turn right")
 
 
@@ -95,7 +96,7 @@ def test_every_state_is_drawn_in_every_size(size, smooth):
     for state in (
         ViewState(Snapshot()),
         view,
-        replace(view, help=True, recording_s=61.0, notice="too long " * 80),
+        replace(view, help=1, help_rows=HELP, recording_s=61.0, notice="too long " * 80),
         replace(view, box=box, busy_s=3.0),
         replace(view, snapshot=failed),
         replace(view, snapshot=replace(view.snapshot, status="paused")),
@@ -173,7 +174,8 @@ def views():
     )
     yield ViewState(snapshot)
     yield ViewState(replace(snapshot, status="failed", failure=RuntimeError("no")))
-    yield ViewState(replace(snapshot, status="paused"), help=True, notice="too long " * 50)
+    paused = replace(snapshot, status="paused")
+    yield ViewState(paused, help=1, help_rows=HELP, notice="too long " * 50)
     for selected in (0, 5, len(chart) - 1):
         yield ViewState(replace(snapshot, futures=(), chart=chart), charted=selected)
     box = TextBox().opened("the name " * 40)

@@ -94,7 +94,7 @@ def player(display, tmp_path):
             one.process.wait(10)
 
 
-def test_held_keys_sentences_and_commands_reach_the_model(player):
+def test_held_keys_sentences_and_commands_reach_the_model(player, tmp_path):
     viewer = player()
     viewer.sent("action: none")
     viewer.do("keydown", "w")
@@ -140,7 +140,53 @@ def test_held_keys_sentences_and_commands_reach_the_model(player):
     assert report["latency_ms"]["median"] < 1000
     lines = viewer.output.read_text().splitlines()
     assert lines[0].startswith("device: cpu (no CUDA device found)")
+    path, _ = session_of(viewer)
+    assert lines[-1] == f"go on with: worldmodel play session={path.relative_to(tmp_path)}"
     assert not any(line.startswith("Traceback") for line in lines)
+
+
+def test_the_mouse_turns_while_its_right_button_is_held(player):
+    viewer = player("sessions=")
+    viewer.sent("action: none", times=3)
+    at = ("mousemove", "--window", viewer.window)
+    viewer.do(*at, "300", "300")
+    viewer.do(*at, "400", "300")  # without the button nothing turns
+    viewer.sent("action: none", times=3)
+    assert set(viewer.texts()) == {"action: none"}
+    viewer.do("mousedown", "3")
+    viewer.do(*at, "452", "300")  # two stretches of 24
+    viewer.sent("action: none", times=6)
+    assert viewer.texts().count("action: d") == 2
+    viewer.do("keydown", "w")
+    viewer.do(*at, "420", "300")
+    viewer.sent("action: w", times=6)
+    viewer.do("keyup", "w", "mouseup", "3")
+    viewer.do(*at, "300", "300")
+    viewer.sent("action: none", times=3)
+    assert viewer.texts().count("action: w+a") == 1
+    assert viewer.texts().count("action: a") == 0
+    viewer.do("key", "Escape")
+    viewer.leaves()
+
+
+def test_a_closed_terminal_ends_as_a_closed_window_does(player, tmp_path):
+    viewer = player("record=walk.mp4")
+    viewer.sent("action: none", times=5)
+    viewer.process.send_signal(signal.SIGHUP)
+    assert viewer.leaves()["frames"] > 4
+    assert (tmp_path / "walk.mp4").stat().st_size > 500
+
+
+def test_the_help_turns_its_pages_in_a_small_window_and_closes(player):
+    viewer = player("width=320", "height=240")
+    viewer.sent("action: none", times=2)
+    for _ in range(2):
+        viewer.do("key", "F1")
+        time.sleep(0.3)
+    viewer.do("key", "Escape")  # closes the help, not the program
+    viewer.sent("action: none", times=3)
+    viewer.do("key", "Escape")
+    viewer.leaves()
 
 
 def test_a_typed_question_is_answered_and_instructs_nothing(player):

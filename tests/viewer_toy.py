@@ -40,6 +40,7 @@ class ToyDream:
     def __init__(self, seed: int = 0, denoise_steps: int = 4) -> None:
         self.denoise_steps = denoise_steps
         self.seed = seed
+        self.history = 768
         # where it is, how many were stepped together, and the sentence in force
         self.past: list[tuple[float, float, int, str | None]] = [(0.0, 0.0, 1, None)]
         self.start = 0

@@ -30,7 +30,7 @@ from worldmodel.viewer.script import ScriptPlayer, SessionPlayer
 from worldmodel.viewer.session import Session
 from worldmodel.viewer.starts import Reality, folder_of, make_context, take_picture
 from worldmodel.viewer.tape import Tape, prepare, write_whole
-from worldmodel.viewer.view import BESIDE_FACE, Face
+from worldmodel.viewer.view import BESIDE_FACE, REAL_FACE, Face
 from worldmodel.viewer.window import (
     open_window,
     outliving_its_window,
@@ -166,7 +166,7 @@ def _play(
         fps=cfg.fps or DEFAULT_FPS,
         clip_s=cfg.clip_s,
     )
-    face = BESIDE_FACE if plan.beside else Face()
+    face = BESIDE_FACE if plan.beside else Face() if cfg.world == "dream" else REAL_FACE
     face = replace(face, bindings=keys.bindings(face.bindings))
     open_window(cfg.width, cfg.height, "worldmodel", cfg.headless, cfg.fullscreen)
     window = Window(tape, player, cfg.smooth, new_recording, face, keeper, keys.world)
@@ -197,6 +197,8 @@ def _play(
             saved = tape.stop()
         if saved:
             print(f"recorded {saved[1]} frames in {saved[0]}", flush=True)
+        if engine.snapshot.journal and Path(engine.snapshot.journal).exists():
+            print(f"go on with: worldmodel play session={engine.snapshot.journal}", flush=True)
         failure = engine.snapshot.failure
         if failure and (player or isinstance(failure, UserError)):
             raise failure

@@ -323,21 +323,26 @@ class Beside:
         self._at = -1
         return self._real.step(action)
 
-    def _bring(self, node: int) -> None:
-        """Bring the real world to a node where it was before, by doing again what led there."""
+    def _bring(self, node: int, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Bring the real world to a node where it was before, by doing again what led there.
+
+        It stops on the way as soon as that is no longer `wanted`.
+        """
         todo, here = [], node
         while here != self._at and here not in self._seeds:
             todo.append(here)
             here = self._before(here)
-        if here != self._at:
+        if here != self._at and wanted():
             self._note(here, self._reset(self._seeds[here]), None)
-        for node in reversed(todo):
-            action = self._action(node)
-            self._note(node, self._step(action), action)
+        for passing in reversed(todo):
+            if not wanted():
+                return
+            action = self._action(passing)
+            self._note(passing, self._step(action), action)
 
     def _bring_early(self, node: int) -> None:
-        if node == self._wanted:  # and nobody went on to yet another one
-            self._bring(node)
+        """Bring it to a node unless somebody went on to yet another one."""
+        self._bring(node, lambda: node == self._wanted)
 
 
 def _poses_apart(a: Pose | None, b: Pose | None) -> tuple[float, float] | None:

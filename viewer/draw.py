@@ -5,17 +5,24 @@ from collections.abc import Sequence
 import pygame
 from pygame import Rect
 
+from worldmodel.errors import UserError
 from worldmodel.viewer import besideview, forkview, mapview, panel
 from worldmodel.viewer.engine import Snapshot
 from worldmodel.viewer.fonts import fit, measure, printable, put, wrap
+from worldmodel.viewer.helpview import draw_help
 from worldmodel.viewer.layout import Layout, make_layout
 from worldmodel.viewer.session import Moment
 from worldmodel.viewer.theme import AMBER, BACK, EDGE, FAINT, MUTED, RED, SURFACE, TEAL, TEXT
 from worldmodel.viewer.view import ViewState
-from worldmodel.viewer.widgets import frame_surface, keycap, shade, typing
+from worldmodel.viewer.widgets import frame_surface, shade, typing
 
 NOTICE_S = 6.0
 SLOW_S = 1.5
+
+ADVICE = (
+    "It has no memory left: open fewer futures at once, close other programs, or set device=cpu."
+)
+"""What can be done where memory was too small."""
 
 
 def layout_of(size: tuple[int, int], view: ViewState) -> Layout:
@@ -53,15 +60,18 @@ def draw(surface: pygame.Surface, view: ViewState) -> Layout:
         _picture(surface, layout, view)
     if layout.panel.width:
         panel.draw_panel(surface, layout, view)
-    if snapshot.futures:
+    if view.box.open or layout.box != layout.sent:  # a small window has one line for both
+        _box(surface, layout, view)
+    if view.box.open and layout.box == layout.sent:
+        pass
+    elif snapshot.futures:
         forkview.draw_summary(surface, layout, snapshot.futures)
     else:
         _sent(surface, layout, view)
-    _box(surface, layout, view)
     _timeline(surface, layout, view)
     _notice(surface, layout, view)
     if view.help:
-        _help(surface, layout, view)
+        draw_help(surface, layout, view.help_rows, view.help)
     return layout
 
 
@@ -125,6 +135,8 @@ def _recording(surface: pygame.Surface, layout: Layout, seconds: float) -> None:
     width = measure(text, size, bold=True) + layout.px(40)
     place = Rect(0, 0, width, layout.px(28))
     place.topright = (layout.picture.right - layout.px(12), layout.picture.y + layout.px(12))
+    if layout.picture.width < layout.px(300):  # beside the badge there is no room
+        place.midtop = (layout.picture.centerx, layout.picture.y + layout.px(44))
     shade(surface, place, 190, layout.px(14))
     dot = (place.x + layout.px(16), place.centery)
     pygame.draw.aacircle(surface, RED, dot, layout.px(5))
@@ -144,27 +156,37 @@ def _loading(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
 
 
 def _failure(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
-    place, error = layout.picture, view.snapshot.failure
+    """Say what stopped the model and what can be done, as far as there is room."""
+    place, error = layout.area, view.snapshot.failure
     shade(surface, place, 225)
-    size = layout.px(15)
-    width = max(1, place.width - layout.px(64))
-    lines = wrap(printable(f"{type(error).__name__}: {error}"), size, width)
-    y = place.centery - layout.px(11) * (len(lines) + 2)
+    size, row = layout.px(15), layout.px(22)
+    width = min(max(1, place.width - layout.px(24)), layout.px(560))
+    told = printable(
+        str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    )
+    advice = ADVICE if isinstance(error, MemoryError) or "out of memory" in told.lower() else ""
+    helps = wrap(advice, size, width, most=2)
+    most = (place.height - layout.px(70)) // row - len(helps)
+    lines = [(line, TEXT) for line in wrap(told, size, width, most)] if most > 0 else []
+    lines += [(line, AMBER) for line in helps]
+    height = layout.px(30) + row * (len(lines) + 1)
+    title = layout.px(22) if place.height > layout.px(70) else size
+    at = place.centerx, place.centery - height // 2 + layout.px(11)
     put(
         surface,
-        "The model stopped",
-        (place.centerx, y),
-        layout.px(22),
+        fit("The model stopped", title, place.width, bold=True),
+        at,
+        title,
         RED,
         bold=True,
         align="center",
     )
-    for i, line in enumerate(lines):
-        at = (place.centerx, y + layout.px(36 + 22 * i))
-        put(surface, line, at, size, TEXT, align="center")
+    for i, (line, colour) in enumerate(lines):
+        y = at[1] + layout.px(34) + row * i
+        put(surface, line, (place.centerx, y), size, colour, align="center")
     todo = "Esc to leave" if view.snapshot.now is None else "R to start again, Esc to leave"
-    at = (place.centerx, y + layout.px(52 + 22 * len(lines)))
-    put(surface, todo, at, size, MUTED, align="center")
+    y = at[1] + layout.px(30) + row * len(lines) + layout.px(8)
+    put(surface, fit(todo, size, place.width), (place.centerx, y), size, MUTED, align="center")
 
 
 def _sent(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
@@ -212,7 +234,7 @@ def _box(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
 def _budget(surface: pygame.Surface, inner: Rect, layout: Layout, view: ViewState) -> int:
     """Write how many tokens of how many the sentence has. Returns the room that takes."""
     info, text = view.snapshot.info, view.box.text
-    if not (info and info.count_tokens and text.strip()):
+    if not (info and info.count_tokens and text.strip()) or inner.width < layout.px(260):
         return 0
     count, size = info.count_tokens(text), layout.px(13)
     over = count > info.max_tokens
@@ -250,26 +272,3 @@ def _notice(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
     for i, line in enumerate(lines):
         at = (place.centerx, place.y + layout.px(8) + layout.px(22) * i + layout.px(11))
         put(surface, line, at, size, TEXT, align="center")
-
-
-def _help(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
-    area = surface.get_rect()
-    shade(surface, area, 215)
-    row, size = layout.px(36), layout.px(16)
-    width = min(layout.px(820), area.width)
-    columns = 2 if width > layout.px(600) else 1
-    rows = -(-len(view.face.bindings) // columns)
-    height = row * (rows + 2) + layout.px(20)
-    card = Rect(0, 0, width, min(height, area.height))
-    card.center = area.center
-    pygame.draw.rect(surface, SURFACE, card, border_radius=layout.px(12))
-    pygame.draw.rect(surface, EDGE, card, width=1, border_radius=layout.px(12))
-    x, y = card.x + layout.px(28), card.y + row
-    put(surface, "Keys of the viewer", (x, y), layout.px(20), TEXT, bold=True)
-    for i, binding in enumerate(view.face.bindings):
-        column, line = i // rows, y + row * (i % rows + 1) + layout.px(10)
-        left = x + column * (card.width // columns - layout.px(10))
-        cap = keycap(surface, layout, binding.label, (left, line), lit=False)
-        at = (max(cap.right + layout.px(12), left + layout.px(100)), line)
-        right = card.right if column == columns - 1 else card.centerx
-        put(surface, fit(binding.meaning, size, right - at[0] - layout.px(12)), at, size, MUTED)

@@ -12,7 +12,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from worldmodel.errors import UserError
 from worldmodel.viewer.commands import (
@@ -43,9 +43,12 @@ from worldmodel.viewer.meter import Quality, Rate
 from worldmodel.viewer.outline import outline
 from worldmodel.viewer.reading import Reading
 from worldmodel.viewer.session import Answer, Moment, Session
-from worldmodel.viewer.snapshot import Snapshot, describe
+from worldmodel.viewer.snapshot import Snapshot, begin_of, describe
 from worldmodel.viewer.starts import Context, Reality
 from worldmodel.world import World, WorldSpec
+
+if TYPE_CHECKING:
+    from worldmodel.viewer.trust import Gauge
 
 TIMELINE = 40
 """Moments published for the timeline."""
@@ -67,8 +70,7 @@ class Engine:
         adapt: take fewer denoising steps where the pace is not kept.
         journal: opens the session's file, once there is a world.
         history_bytes: memory for whole frames, see `Session`.
-        shared: whether others use the world's model too; its passes then say nothing of this
-            session, and no instruments are read.
+        gauge: makes the trust meter for the world's model, see `Instruments`.
         on_change: called from the thread after each new snapshot.
         on_step: called from the thread with each moment imagined, in order, none left out.
         on_answer: called from the thread with each answer.
@@ -88,7 +90,7 @@ class Engine:
         adapt: bool = False,
         journal: Callable[[World], Journal] | None = None,
         history_bytes: float | None = None,
-        shared: bool = False,
+        gauge: "Callable[[Any], Gauge | None] | None" = None,
         on_change: Callable[[], None] | None = None,
         on_step: Callable[[Moment], None] | None = None,
         on_answer: Callable[[Moment, Answer], None] | None = None,
@@ -99,7 +101,7 @@ class Engine:
         self._wanted_denoise = 0  # what the user asked for; 0: what the world came with
         self._open_journal, self._journal = journal, None
         self._history_bytes = history_bytes
-        self._shared = shared
+        self._gauge = gauge
         self._charting = False
         self._instruments = Instruments(None)
         self._taken = 0
@@ -117,6 +119,7 @@ class Engine:
         self._input_s: float | None = None
         self._stopping = False
         self._due_s = 0.0
+        self._begin: str | None = None  # what this dream began with; None: look
         self._rate = Rate()
         self._snapshot = Snapshot()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -182,8 +185,7 @@ class Engine:
             context = self._context(world.spec) if self._context else None
             session = Session(world, self._start, context, self._history_bytes, self._beside)
             self.session = session
-            if not self._shared:
-                self._instruments = Instruments(getattr(world, "engine", None))
+            self._instruments = Instruments(getattr(world, "engine", None), self._gauge)
             session.on_recall = lambda done, of: self._recalled(session, done, of)
             status = "paused" if self._lockstep else "playing"
             told: dict[str, object] = {}
@@ -255,6 +257,7 @@ class Engine:
             return
         if isinstance(command, Rewind | Jump | Pick | Leave | Restart | Drop | Back):
             self._instruments.forget()
+            self._begin = None
         match command:
             case Advance(keys):
                 self._step(session, keys)
@@ -380,6 +383,7 @@ class Engine:
         finally:
             self.busy_since_s = None
         end_s = time.perf_counter()
+        self._instruments.end()
         # The next step is due one period after this one was, not after it was taken; a model
         # that is behind by more than that does not catch up.
         was_due_s = min(self._due_s, begin_s)
@@ -402,6 +406,8 @@ class Engine:
     def _measure(self, session: Session) -> None:
         """Read the instruments after a step."""
         before = self._instruments.dials
+        if not session.futures:
+            self._instruments.obey(session)
         step_s = self._snapshot.step_ms / 1e3
         reading = self._instruments.after(session.world, not session.futures, step_s)
         if self._lockstep and self._instruments.work_s is not None:
@@ -412,7 +418,11 @@ class Engine:
             self._instruments.work()
         if reading and self._on_reading:
             self._on_reading(reading)
-        if self._instruments.dials != before:
+        # What is read of many steps is published with the next one, while there is a next one.
+        after = self._instruments.dials
+        changed = replace(after, obeyed=before.obeyed) != before
+        rests = self._snapshot.status == "paused" and not self._lockstep
+        if changed or (rests and after != before):
             self._publish(session, input_s=self._snapshot.input_s)
 
     def _calibrate(self, session: Session) -> None:
@@ -435,6 +445,8 @@ class Engine:
         self._publish(session, notice=notice, notice_s=time.perf_counter(), status=status)
 
     def _publish(self, session: Session, **changes: object) -> None:
+        if self._begin is None:
+            self._begin = begin_of(session)
         self._snapshot = replace(
             self._snapshot,
             **{
@@ -448,6 +460,9 @@ class Engine:
                 "instruction": session.instruction,
                 "dials": self._instruments.dials,
                 "start": session.start,
+                "begin": self._begin,
+                "imagined": int(getattr(session.world, "length", 0)),
+                "wanted_fps": 1 / self._period_s if self._period_s else 0.0,
                 "denoise_steps": getattr(session.world, "denoise_steps", 0),
                 "input_s": None,
                 **changes,

@@ -1,7 +1,7 @@
 """Readable type from free fonts that are installed anyway, whatever the script.
 
-Plain ASCII is set in Aileron (which Pillow carries), other text in pygame's FreeSans or, where
-that lacks a letter, in a system font that has it.
+Plain ASCII is set in Aileron (which Pillow carries), other text in a system font that has all its
+letters or, where there is none, in several, pygame's FreeSans among them.
 """
 
 import io
@@ -12,9 +12,10 @@ import pygame
 Colour = tuple[int, int, int]
 
 SYSTEM_FONTS = (
+    "dejavusans,segoeui,helveticaneue,liberationsans,arial",
     "notosanscjksc,notosanscjkjp,notosansjp,hiraginosansgb,microsoftyahei,msgothic,malgungothic",
-    "notosansarabic,notosanshebrew,notosansdevanagari,notosans,segoeui,arialunicodems",
-    "dejavusans,liberationsans,arial,freesans",
+    "notosansarabic,notosanshebrew,notosansdevanagari,notosans,arialunicodems,freesans",
+    "notoemoji,segoeuiemoji,symbola",
 )
 
 
@@ -41,34 +42,51 @@ def _loaded(path: str, size: int) -> pygame.font.Font:
     return pygame.font.Font(path, size)
 
 
-def font_for(text: str, size: int, bold: bool = False) -> pygame.font.Font:
-    """Return a font of `size` pixels that can show `text` (as far as any installed one can)."""
+Run = tuple[str, pygame.font.Font]
+
+
+def runs(text: str, size: int, bold: bool = False) -> tuple[Run, ...]:
+    """Cut `text` into parts, each with a font of `size` pixels that can show it.
+
+    One font for all is preferred; a letter that none of them has is a box.
+    """
     first = _bold(size) if bold else _plain(size)
-    if text.isascii():
-        return first
-    return _wide_font("".join(sorted(set(text))), size)
+    return ((text, first),) if text.isascii() else _mixed(text, size, bold)
 
 
 @lru_cache(maxsize=256)
-def _wide_font(letters: str, size: int) -> pygame.font.Font:
-    fallback = _bold(size)
-    if _shows(fallback, letters):
-        return fallback
-    for names in SYSTEM_FONTS:
-        path = _system_file(names)
-        if path and _shows(font := _loaded(path, size), letters):
-            return font
-    return fallback
+def _mixed(text: str, size: int, bold: bool) -> tuple[Run, ...]:
+    paths = [path for names in SYSTEM_FONTS if (path := _system_file(names))]
+    usual = [_bold(size)] if bold else [_plain(size), *(_loaded(path, size) for path in paths)]
+    fonts = [*usual, _bold(size), *(_loaded(path, size) for path in paths if bold)]
+    for font in fonts:
+        if all(_shows(font, char) for char in text):
+            return ((text, font),)
+    found: list[Run] = []
+    for char in text:
+        said, font = found[-1] if found else ("", fonts[0])
+        if not found or not (char.isspace() or _shows(font, char)):
+            said, font = "", next((f for f in fonts if _shows(f, char)), font)
+            found.append((said, font))
+        found[-1] = said + char, font
+    return tuple(found)
 
 
 def forget() -> None:
     """Drop all loaded fonts: those from before a `pygame.quit` can no longer write."""
-    for load in (_plain, _bold, _loaded, _wide_font):
+    for load in (_plain, _bold, _loaded, _mixed, _shows):
         load.cache_clear()
 
 
-def _shows(font: pygame.font.Font, letters: str) -> bool:
-    return all(metric is not None for metric in font.metrics(letters))
+@lru_cache(maxsize=4096)
+def _shows(font: pygame.font.Font, char: str) -> bool:
+    """Whether a font has a letter: what it has not looks like what no font has.
+
+    `Font.metrics`, which is there to say so, has an answer for every letter in pygame-ce 2.5.
+    """
+    looks = (font.render(c, True, (0, 0, 0)) for c in (char, "\uffff"))
+    there, missing = (pygame.image.tobytes(image, "RGBA") for image in looks)
+    return char.isspace() or there != missing
 
 
 def printable(text: str) -> str:
@@ -78,7 +96,7 @@ def printable(text: str) -> str:
 
 def measure(text: str, size: int, bold: bool = False) -> int:
     """Return the width of `text` in pixels."""
-    return font_for(text, size, bold).size(text)[0]
+    return sum(font.size(part)[0] for part, font in runs(text, size, bold))
 
 
 def fit(text: str, size: int, width: int, bold: bool = False, tail: bool = False) -> str:
@@ -113,11 +131,14 @@ def put(
     """
     if not text:
         return pygame.Rect(round(at[0]), round(at[1]), 0, 0)
-    image = font_for(text, size, bold).render(text, True, colour)
-    x, y = round(at[0]), round(at[1])
+    images = [font.render(part, True, colour) for part, font in runs(text, size, bold)]
+    place = pygame.Rect(0, 0, sum(i.width for i in images), max(i.height for i in images))
     anchor = {"left": "midleft", "right": "midright", "center": "center"}[align]
-    place = image.get_rect(**{anchor: (x, y)})
-    surface.blit(image, place)
+    setattr(place, anchor, (round(at[0]), round(at[1])))
+    x = place.x
+    for image in images:
+        surface.blit(image, (x, place.centery - image.height // 2))
+        x += image.width
     return place
 
 

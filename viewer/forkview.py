@@ -57,7 +57,11 @@ def draw_fork(
         x, size = cap.right + layout.px(10), layout.px(17)
         steps = f"+{future.steps}"
         room = place.right - x - measure(steps, layout.px(13)) - layout.px(8)
+        if room < layout.px(16):  # what drives it counts more than how long
+            steps, room = "", place.right - x
         label = future.branch.say or f"hold {future.branch.label.upper()}"
+        if not future.branch.say and measure(label, size) > room:
+            label = future.branch.label.upper()
         put(surface, fit(printable(label), size, room), (x, y), size, colour)
         put(surface, steps, (place.right, y), layout.px(13), FAINT, align="right")
         sent = printable(future.now.text) if future.steps else "begins with the next step"

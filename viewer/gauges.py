@@ -5,8 +5,9 @@ import math
 import pygame
 from pygame import Rect
 
-from worldmodel.viewer.fonts import put
+from worldmodel.viewer.fonts import fit, put
 from worldmodel.viewer.layout import Layout
+from worldmodel.viewer.obedience import NOTHING, Obeyed
 from worldmodel.viewer.reading import AMBER_ABOVE, RED_ABOVE
 from worldmodel.viewer.theme import (
     AMBER,
@@ -57,7 +58,25 @@ def draw_trust(surface: pygame.Surface, layout: Layout, view: ViewState, area: R
     _trend(surface, layout, chart, dials.trend)
     caption = f"drift, {dials.trend[-1]:.1f} times a real clip's" if dials.trend else "drift"
     put(surface, caption, (area.x, chart.bottom + layout.px(12)), layout.px(13), MUTED)
-    return chart.bottom + layout.px(36)
+    y = chart.bottom + layout.px(32)
+    if not dials.obeyed or y + layout.px(10) > area.bottom:
+        return y
+    _obeyed(surface, layout, dials.obeyed, Rect(area.x, y, area.width, 0))
+    return y + layout.px(24)
+
+
+def _obeyed(surface: pygame.Surface, layout: Layout, obeyed: Obeyed, line: Rect) -> None:
+    """Write how often the frames showed the keys, and what the last one that was read showed."""
+    size = layout.px(13)
+    words = f"{obeyed.right} of {obeyed.of} keys obeyed"
+    label = put(surface, words, (line.x, line.y), size, MUTED)
+    told, seen = (
+        words.upper() if words != NOTHING else words for words in (obeyed.told, obeyed.seen)
+    )
+    last = f"told {told}, saw {seen}"
+    room = line.right - label.right - layout.px(10)
+    colour = FAINT if obeyed.told == obeyed.seen else AMBER
+    put(surface, fit(last, size, room), (line.right, line.y), size, colour, align="right")
 
 
 def _meter(surface: pygame.Surface, layout: Layout, bar: Rect, score: float | None) -> None:

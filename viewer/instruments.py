@@ -5,13 +5,16 @@ They belong to the model's thread and look on: the frames are the same with and 
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from worldmodel.viewer.obedience import Obedience, Obeyed
 from worldmodel.viewer.reading import Reading
 
 if TYPE_CHECKING:  # they import torch, and the window is to open before that
     from worldmodel.viewer.routing import Routing, Watch
+    from worldmodel.viewer.session import Session
     from worldmodel.viewer.trust import Gauge
 
 TREND = 64
@@ -32,6 +35,8 @@ class Dials:
         watching: whether the experts are watched.
         routing: what they picked lately; None while unwatched, and where there are none.
         calibrating: whether the real frames are still being measured.
+        denoise_ms: how much of the last step its denoising passes took; None where unknown.
+        obeyed: whether the frames show the keys that were told; None before the first reading.
     """
 
     measures: bool = False
@@ -40,15 +45,26 @@ class Dials:
     watching: bool = False
     routing: "Routing | None" = None
     calibrating: bool = False
+    denoise_ms: float | None = None
+    obeyed: Obeyed | None = None
 
 
 class Instruments:
-    """Reads off a model (`worldmodel.stream.Engine`) while it is played; None shows nothing."""
+    """Reads off a model while it is played.
 
-    def __init__(self, engine: Any) -> None:
+    Args:
+        engine: the model (`worldmodel.stream.Engine`); None shows nothing.
+        gauge: makes the gauge for it, or gives None as long as somebody else measures the real
+            frames; by default one that has all to measure itself.
+    """
+
+    def __init__(self, engine: Any, gauge: "Callable[[Any], Gauge | None] | None" = None) -> None:
         self._engine = engine
+        self._make_gauge = gauge
         self._gauge: Gauge | None = None
         self._watch: Watch | None = None
+        self._obedience: Obedience | None = None
+        self._shared = gauge is not None  # with others, whose passes are in the same batch
         self._trend: deque[float] = deque(maxlen=TREND)
         self._settings = (0, 1.0)  # of the last step
         self._costs_s: dict[str, float] = {}  # of each kind of the gauge's work
@@ -62,6 +78,11 @@ class Instruments:
         if self._watch:
             self._watch.forget()
 
+    def end(self) -> None:
+        """Take the time of a step that is over."""
+        passes_ms = self._gauge.denoise_ms if self._gauge and not self._shared else None
+        self.dials = replace(self.dials, denoise_ms=passes_ms)
+
     def after(self, world: Any, alone: bool, step_s: float = 0.0) -> Reading | None:
         """Take note of a step; returns a reading where one was made.
 
@@ -72,18 +93,20 @@ class Instruments:
         """
         reading = None
         if alone and self.dials.measures:
+            watched = self._gauge or not self._shared  # else it has not seen the passes yet
             if not self._gauge:
                 from worldmodel.viewer.trust import Gauge
 
-                self._gauge = Gauge(self._engine)  # after the first frame: that is not to wait
+                # After the first frame: that is not to wait.
+                self._gauge = (self._make_gauge or Gauge)(self._engine)
             self._settings = world.denoise_steps, world.guidance
-            reading = self._gauge.read(world)
+            reading = self._gauge.read(world) if self._gauge and watched else None
             self._credit_s += SHARE * step_s
             self._costs_s[""] = step_s
         if reading:
             self._trend.append(reading.drift)
         routing = self._watch.read() if self._watch else None
-        calibrating = self.work_s is not None
+        calibrating = self.work_s is not None or (alone and self.dials.measures and not self._gauge)
         trust = None if calibrating else reading or self.dials.trust
         self.dials = replace(
             self.dials,
@@ -93,6 +116,13 @@ class Instruments:
             routing=routing,
         )
         return reading
+
+    def obey(self, session: "Session") -> None:
+        """Look whether the current frame shows what was told; after the first frame is out."""
+        if self._obedience is None and self._engine:
+            self._obedience = Obedience.of(self._engine)
+        obeyed = self._obedience.read(session) if self._obedience else None
+        self.dials = replace(self.dials, obeyed=obeyed or self.dials.obeyed)
 
     @property
     def work_s(self) -> float | None:

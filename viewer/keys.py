@@ -80,6 +80,8 @@ class Keymap:
         rows = table.rows if table else ()
         self.ways = _arrows(rows)
         """The keys for ahead, back, left and right, by the name of the arrow."""
+        self.turns = any(row.dyaw for row in rows)
+        """Whether left and right turn by a known angle, so that a mouse can."""
         self.actions = {row.key: row.key for row in rows} | self.ways
         given = world or {}
         if table:
@@ -89,6 +91,11 @@ class Keymap:
         self.commands = {
             key: binding for binding in bindings for key in binding.keys if key not in self.actions
         }
+
+    def cap(self, action: str) -> str:
+        """Return the key to press for one of the world's keys, by default that itself."""
+        keys = [key for key, does in self.actions.items() if does == action]
+        return action if action in keys or not keys else keys[0]
 
     def label(self, command: str) -> str:
         """Return what to press for a command: a key that the world has not taken, '' if none."""

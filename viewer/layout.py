@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from pygame import Rect
 
-BASE = (1000, 800)
-"""Window size at which one unit is one pixel."""
+from worldmodel.viewer.window import BASE
 
 
 @dataclass(frozen=True)
@@ -16,9 +15,9 @@ class Layout:
         unit: pixels per unit of length; type and margins grow with the window.
         area: the room for the picture, or for several.
         picture: the imagined frame.
-        panel: keys and figures, to the right.
+        panel: keys and figures, to the right or below.
         sent: the line with the text sent to the model.
-        box: the text box.
+        box: the text box; in a small window the same line as `sent`.
         timeline: the row of thumbnails.
     """
 
@@ -67,9 +66,10 @@ def make_layout(
     def px(units: float) -> int:
         return max(1, round(units * unit))
 
-    margin, gap = px(24), px(12)
+    roomy = min(width, height) >= px(400)
+    margin, gap = (px(24), px(12)) if roomy else (px(8), px(6))
     wide = width >= px(640)
-    tall = height >= px(440)
+    tall = height >= px(520)
     panel_w = px(296) if wide else 0
     inner = Rect(margin, margin, max(1, width - 2 * margin), max(1, height - 2 * margin))
     left_w = max(1, inner.width - (panel_w + margin if wide else 0))
@@ -80,12 +80,18 @@ def make_layout(
     bottom = timeline.y - (gap if tall else 0)
     box = Rect(inner.x, bottom - px(40), left_w, px(40))
     sent = Rect(inner.x, box.y - px(8) - px(26), left_w, px(26))
+    if height < px(280):  # one line for both; what is being typed covers what was sent
+        box = sent = Rect(inner.x, bottom - px(30), left_w, px(30))
     area = Rect(inner.x, inner.y, left_w, max(1, sent.y - gap - inner.y))
     panel = (
         Rect(inner.right - panel_w, inner.y, panel_w, inner.height) if wide else Rect(0, 0, 0, 0)
     )
 
     picture_h = min(area.height, round(area.width / aspect))
+    spare = area.height - picture_h - gap
+    if not wide and spare >= px(260):  # a tall window has the panel below the picture
+        panel = Rect(inner.x, area.y + picture_h + gap, left_w, spare)
+        area.height = picture_h
     if not smooth and picture_h > frame_px:
         picture_h -= picture_h % frame_px
     picture = Rect(0, 0, max(1, round(picture_h * aspect)), max(1, picture_h))

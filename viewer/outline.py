@@ -144,7 +144,7 @@ def _shown(session: Session) -> Iterator[int]:
             for passing in way
             if tree[passing].number % stride == 0
             and min(abs(tree[passing].number - end) for end in ends) >= stride // 2
-            and session.film.small(passing) is not None
+            and passing in session.film
         )
 
 
@@ -152,9 +152,9 @@ def _label(run: list[Node]) -> tuple[str, str]:
     """Return what led through a run of nodes, and its kind."""
     said = []
     for node in run:
-        words = "+".join(node.keys) or node.instruction or "nothing"
-        if not said or said[-1] != words:
+        words = "+".join(node.keys) or node.instruction
+        if words and said[-1:] != [words]:
             said.append(words)
     keys = any(node.keys for node in run)
     led = "keys" if keys else "say" if any(node.instruction for node in run) else ""
-    return (", ".join(said[:3]) + (" ..." if len(said) > 3 else "")), led
+    return (", ".join(said[:3]) + (" ..." if len(said) > 3 else "")) or "idle", led

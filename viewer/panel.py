@@ -7,9 +7,13 @@ from worldmodel.actions import ActionRow
 from worldmodel.viewer.fonts import fit, measure, printable, put, wrap
 from worldmodel.viewer.gauges import draw_experts, draw_trust
 from worldmodel.viewer.layout import Layout
+from worldmodel.viewer.snapshot import ModelInfo
 from worldmodel.viewer.theme import AMBER, EDGE, FAINT, MUTED, SURFACE, TEAL, TEXT
 from worldmodel.viewer.view import ViewState
 from worldmodel.viewer.widgets import heading, keycap
+
+SLOW = 0.8
+"""Of the pace aimed at, below which it is said to be missed."""
 
 
 def draw_panel(surface: pygame.Surface, layout: Layout, view: ViewState) -> None:
@@ -40,17 +44,29 @@ def _title(surface: pygame.Surface, layout: Layout, view: ViewState, inner: Rect
     )
     y += layout.px(28)
     if not info:
-        about = "loading"
+        about = "did not load" if snapshot.failure else "loading"
     elif view.face.about:
         about = view.face.about()
     elif snapshot.now and snapshot.now.sight:
         about = f"beside {snapshot.now.sight.name}"
+    elif snapshot.begin:
+        about = f"imagined from {snapshot.begin}"
     elif info.num_starts:
         about = f"imagined world, start {snapshot.start % info.num_starts + 1} of {info.num_starts}"
     else:
         about = f"{info.spec.name}, start {snapshot.start}"
-    put(surface, about, (inner.x, y), layout.px(14), MUTED)
-    return y + layout.px(30)
+    size = layout.px(14)
+    put(surface, fit(printable(about), size, inner.width), (inner.x, y), size, MUTED)
+    if info and info.device != "none" and inner.height > layout.px(340):
+        y += layout.px(21)
+        put(surface, fit(_device(info), size, inner.width), (inner.x, y), size, MUTED)
+    return y + layout.px(28)
+
+
+def _device(info: ModelInfo) -> str:
+    """Where the model runs, which nothing pushes off the panel."""
+    threads = f"{info.threads} thread{'s' * (info.threads != 1)}" if info.threads else ""
+    return "on " + ", ".join(part for part in (info.device, threads, info.dtype) if part)
 
 
 def _keys(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rect) -> int:
@@ -58,14 +74,14 @@ def _keys(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rect) 
     if not info or area.height < layout.px(80):
         return area.y
     y = heading(surface, layout, "Keys", area)
-    row_h, size = layout.px(32), layout.px(15)
+    row_h, size = layout.px(30), layout.px(15)
     column = area.width // 2
     for i, row in enumerate(info.spec.actions.rows):
         at = (area.x + (i % 2) * column, y + (i // 2) * row_h)
         if at[1] + row_h > area.bottom:
             break
         lit = row.key in view.held
-        cap = keycap(surface, layout, row.key, at, lit=lit)
+        cap = keycap(surface, layout, view.cap(row.key), at, lit=lit)
         x = cap.right + layout.px(8)
         meaning = fit(_meaning(row), size, area.x + (i % 2 + 1) * column - x - 2)
         put(surface, meaning, (x, at[1]), size, TEXT if lit else MUTED)
@@ -90,23 +106,40 @@ def _answer(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rect
 
 
 def _speed(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rect) -> int:
-    if not view.snapshot.info or area.height < layout.px(120):
+    if not view.snapshot.info or area.height < layout.px(80):
         return area.y
     y = heading(surface, layout, "Speed", area) + layout.px(10)
     latency = "-" if view.latency_ms is None else f"{view.latency_ms:.0f}"
-    figures = ((f"{view.snapshot.fps:.1f}", "frames / s"), (latency, "ms key to frame"))
-    for i, (value, unit) in enumerate(figures):
+    fps, wanted = view.snapshot.fps, view.snapshot.wanted_fps
+    unit = f"frames / s of {wanted:.0f}" if wanted and not view.scripted else "frames / s"
+    slow = 0 < fps < SLOW * wanted and not view.scripted
+    figures = ((f"{fps:.1f}", unit, slow), (latency, "ms key to frame", False))
+    for i, (value, unit, warns) in enumerate(figures):
         x = area.x + i * area.width // 2
-        put(surface, value, (x, y), layout.px(30), TEXT, bold=True)
+        put(surface, value, (x, y), layout.px(30), AMBER if warns else TEXT, bold=True)
         put(surface, unit, (x, y + layout.px(26)), layout.px(13), MUTED)
     y += layout.px(50)
-    chart = Rect(area.x, y, area.width, layout.px(34))
+    chart = Rect(area.x, y, area.width, layout.px(28))
     if chart.bottom + layout.px(20) > area.bottom:
         return y
     _sparkline(surface, layout, view, chart)
-    caption = f"{view.snapshot.step_ms:.0f} ms per step" if view.step_times_ms else "no step yet"
-    put(surface, caption, (area.x, chart.bottom + layout.px(12)), layout.px(13), MUTED)
-    return chart.bottom + layout.px(36)
+    caption, size = fit(_stages(view), layout.px(13), area.width), layout.px(13)
+    put(surface, caption, (area.x, chart.bottom + layout.px(12)), size, MUTED)
+    return chart.bottom + layout.px(34)
+
+
+def _stages(view: ViewState) -> str:
+    """What the last step took, and what of it its parts did."""
+    if view.face.stages and (told := view.face.stages()):
+        return told
+    if not view.step_times_ms:
+        return "no step yet"
+    step_ms, passes_ms = view.snapshot.step_ms, view.snapshot.dials.denoise_ms
+    if passes_ms is None or passes_ms > step_ms:
+        return f"{step_ms:.0f} ms a step, draw {view.draw_ms:.0f}"
+    rest_ms = step_ms - passes_ms  # the frame goes into the past, and becomes pixels
+    parts = f"denoise {passes_ms:.0f}, rest {rest_ms:.0f}, draw {view.draw_ms:.0f}"
+    return f"{step_ms:.0f} ms: {parts}"
 
 
 def _sparkline(surface: pygame.Surface, layout: Layout, view: ViewState, chart: Rect) -> None:
@@ -128,12 +161,7 @@ def _machine(surface: pygame.Surface, layout: Layout, view: ViewState, area: Rec
         return area.y
     y = heading(surface, layout, "Machine", area)
     size = layout.px(15)
-    threads = f"{info.threads} thread{'s' if info.threads > 1 else ''}" if info.threads else ""
-    rows = [
-        ("device", ", ".join(part for part in (info.device, threads) if part)),
-        ("numbers", info.dtype),
-        ("denoising", _denoising(view)),
-    ]
+    rows = [("denoising", _denoising(view)), ("context", _context(view))]
     for label, value in rows:
         if not value or y + layout.px(12) > area.bottom:
             continue
@@ -158,7 +186,17 @@ def _denoising(view: ViewState) -> str:
         return ""
     if wanted > now:
         return f"{now} of {wanted}, to keep up"
-    return f"{now} step{'s' * (now != 1)}  (+ -)"
+    keys = "" if "finer" in view.face.missing else "  (+ -)"
+    return f"{now} step{'s' * (now != 1)}{keys}"
+
+
+def _context(view: ViewState) -> str:
+    """How many frames of the past the model sees, and how many of those it imagined itself."""
+    info, imagined = view.snapshot.info, view.snapshot.imagined
+    if not info or not info.window:
+        return ""
+    own = "all" if imagined >= info.window else str(imagined)
+    return f"{info.window} frames, {own} imagined"
 
 
 def _hints(surface: pygame.Surface, layout: Layout, view: ViewState, inner: Rect) -> int:

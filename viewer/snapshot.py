@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from worldmodel.errors import UserError
 from worldmodel.viewer.instruments import Dials
 from worldmodel.viewer.outline import Stop
 from worldmodel.viewer.phrases import known_phrases, token_counter
-from worldmodel.viewer.session import Answer, Future, Moment
+from worldmodel.viewer.session import Answer, Future, Moment, Session
 from worldmodel.world import World, WorldSpec
 
 
@@ -22,6 +24,7 @@ class ModelInfo:
         phrases: sentences that it may know.
         count_tokens: gives the tokens of a sentence, of which `max_tokens` are read; None where
             it reads no tokens.
+        window: frames of the past that it sees; 0 where that is no question.
     """
 
     spec: WorldSpec
@@ -34,6 +37,7 @@ class ModelInfo:
     phrases: tuple[str, ...] = ()
     count_tokens: Callable[[str], int] | None = None
     max_tokens: int = 0
+    window: int = 0
 
     @property
     def line(self) -> str:
@@ -59,10 +63,13 @@ class Snapshot:
         answer: to the last question, None before the first one.
         dials: how far the imagination can be trusted, and which experts fire.
         start: number of the start scene.
+        begin: what this dream began with instead of a start scene, or empty.
+        imagined: frames that were imagined since then.
         denoise_steps: denoising steps per frame, 0 where there are none.
         wanted_denoise: those asked for, where they follow the machine; else 0.
         steps_done: steps taken since the program began; rewinding does not lower it.
-        fps: steps per second lately. step_ms: milliseconds of the last step.
+        fps: steps per second lately. wanted_fps: those aimed at, 0 for as many as can be.
+        step_ms: milliseconds of the last step.
         input_s: time (`time.perf_counter`) of the input that the current frame answers, or None.
         notice: a sentence for the user, and when (`time.perf_counter`) it was written.
         commands_done: commands carried out since the program began.
@@ -81,10 +88,13 @@ class Snapshot:
     answer: Answer | None = None
     dials: Dials = field(default_factory=Dials)
     start: int = 0
+    begin: str = ""
+    imagined: int = 0
     denoise_steps: int = 0
     wanted_denoise: int = 0
     steps_done: int = 0
     fps: float = 0.0
+    wanted_fps: float = 0.0
     step_ms: float = 0.0
     input_s: float | None = None
     notice: str = ""
@@ -109,4 +119,19 @@ def describe(world: World) -> ModelInfo:
         phrases=known_phrases(world.spec) if callable(getattr(world, "say", None)) else (),
         count_tokens=count,
         max_tokens=most,
+        window=int(getattr(getattr(world, "engine", None), "window", 0)),
     )
+
+
+def begin_of(session: Session) -> str:
+    """Return what a session's dream began with, for people; empty for a start scene."""
+    try:
+        start = session.start_of(session.at)
+    except UserError:
+        return "the middle of a real walk"
+    if start.image:
+        return f"the picture {Path(start.image).name}"
+    if start.store:
+        step = f", step {start.step}" if start.step else ""
+        return f"{Path(start.store).name}, episode {start.episode}{step}"
+    return f"{start.world}, seed {start.seed}" if start.world else ""

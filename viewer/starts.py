@@ -45,7 +45,8 @@ def make_context(start: Start, spec: WorldSpec) -> Context | None:
         UserError: a picture, store, episode or world that is not there or does not fit.
     """
     given = find_start(start, spec)
-    return Context(given.frames, given.actions, start) if given else None
+    # Some come as views of what nobody may write to, which torch warns about.
+    return Context(np.array(given.frames), given.actions, start) if given else None
 
 
 def take_picture(camera: str, folder: Path) -> Path:

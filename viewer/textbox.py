@@ -34,9 +34,26 @@ class TextBox:
         whole = self.text[: self.cursor] + kept + self.text[self.cursor :]
         return replace(self, text=whole, cursor=self.cursor + len(kept), composing="")
 
-    def key(self, name: str) -> "TextBox":
-        """Return the box after an editing key; others change nothing."""
+    def key(self, name: str, words: bool = False) -> "TextBox":
+        """Return the box after an editing key; others change nothing.
+
+        Args:
+            name: as pygame calls it.
+            words: whether it goes over a whole word, as with Ctrl.
+        """
         text, at = self.text, self.cursor
+        if words and name in ("backspace", "left"):
+            begin = text[:at].rstrip().rfind(" ") + 1
+            cut = text[:begin] + text[at:] if name == "backspace" else text
+            return replace(self, text=cut, cursor=begin)
+        if words and name in ("delete", "right"):
+            gap = text.find(" ", at + len(text[at:]) - len(text[at:].lstrip()))
+            end = gap if gap >= 0 else len(text)
+            return replace(
+                self,
+                text=text[:at] + text[end:] if name == "delete" else text,
+                cursor=at if name == "delete" else end,
+            )
         match name:
             case "backspace" if at > 0:
                 return replace(self, text=text[: at - 1] + text[at:], cursor=at - 1)
@@ -94,14 +111,14 @@ class Typist:
         """Show what an input method is composing."""
         self.box = replace(self.box, composing=text, hint="")
 
-    def key(self, name: str) -> None:
+    def key(self, name: str, words: bool = False) -> None:
         """Edit, go through the sentences sent (up, down), or complete (tab)."""
         if name == "tab":
             self._complete()
         elif name in ("up", "down") and not self.box.label:
             self._recall(1 if name == "up" else -1)
         else:
-            self._set(self.box.key(name))
+            self._set(self.box.key(name, words))
 
     def _set(self, box: TextBox) -> None:
         self._found = ()

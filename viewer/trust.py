@@ -11,6 +11,7 @@ What is usual for real frames is measured on the checkpoint's start contexts. Th
 unlike real frames an imagined one is, and not whether the world would have gone on like that.
 """
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
@@ -42,9 +43,13 @@ class Gauge:
 
     What is usual for real frames is measured in small pieces of work, which whoever plays does
     when there is time; frames are read once they are done.
+
+    Args:
+        engine: whose frames are measured.
+        like: a gauge of the same model that has done this work already, and shares it.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, like: "Gauge | None" = None) -> None:
         checkpoint = engine.checkpoint
         self._engine = engine
         count = len(checkpoint.start_frames)
@@ -59,13 +64,18 @@ class Gauge:
         self._recent: deque[torch.Tensor] = deque(maxlen=WINDOW)
         self._since = 0
         self._last: deque[torch.Tensor] = deque(maxlen=2)  # predictions
-        engine.watch = self._last.append
+        self._begun_s = self._passed_s = 0.0
+        engine.watch = self._pass
         starts, frames = self._frames.shape[:2]
         self._todo: deque[partial[None]] = deque(
             [partial(self._look, s, f) for s in range(starts) for f in range(frames)]
             + [partial(self._settle)]
             + [partial(self._tell, s, f) for s in range(starts) for f in range(frames - 1)]
         )
+        if like:
+            self._todo.clear()
+            self._streams, self._levels = like._streams, like._levels
+            self.round_trip, self.drift, self._real = like.round_trip, like.drift, like._real
 
     def pending(self, settings: Settings) -> str:
         """Return what kind of work comes next before frames can be read; empty for none."""
@@ -87,6 +97,14 @@ class Gauge:
     def begin(self) -> None:
         """Get ready for a step."""
         self._last.clear()
+        self._begun_s = self._passed_s = time.perf_counter()
+
+    @property
+    def denoise_ms(self) -> float | None:
+        """Time from `begin` to the end of the last pass; None where passes go on by themselves."""
+        if self._engine.device.type != "cpu":
+            return None
+        return (self._passed_s - self._begun_s) * 1e3 or None
 
     def forget(self) -> None:
         """Begin anew, for instance after a jump: what was recent is no longer the past."""
@@ -111,6 +129,11 @@ class Gauge:
         drift = _apart(torch.stack(tuple(self._recent)).mean(0), self._real) / self.drift
         return Reading(round_trip, unrest, score, drift)
 
+    def _pass(self, drawn: torch.Tensor) -> None:
+        """Take note of what a denoising pass predicts."""
+        self._last.append(drawn)
+        self._passed_s = time.perf_counter()
+
     def close(self) -> None:
         """Let go of the engine."""
         self._engine.watch = None
@@ -127,9 +150,9 @@ class Gauge:
 
     def _back(self, latent: torch.Tensor, frame: np.ndarray) -> float:
         """Distance of a latent [1, N, C] of the core to the one that its frame [1, H, W, 3] has."""
-        encoder, core = self._engine.encoder, self._engine.core
-        again = encoder.encode(torch.from_numpy(frame))
-        return float(encoder_distance(_numpy(core.split(latent.float())), _numpy(again.float()))[0])
+        core = self._engine.core
+        again, imagined = core.split(self._engine.see(frame)), core.split(latent.float())
+        return float(encoder_distance(_numpy(imagined), _numpy(again))[0])
 
     # The pieces of work.
 

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -27,12 +28,14 @@ from worldmodel.viewer.commands import (
 )
 from worldmodel.viewer.draw import aspect_of, draw, thumbs
 from worldmodel.viewer.forkview import branch_at, first_branches, toggled
+from worldmodel.viewer.hands import Hands
+from worldmodel.viewer.helpview import help_pages, help_rows
 from worldmodel.viewer.keep import Keeper
 from worldmodel.viewer.keys import Binding, Keymap
 from worldmodel.viewer.layout import Layout
 from worldmodel.viewer.mapmode import MapMode
 from worldmodel.viewer.meter import Stats
-from worldmodel.viewer.pad import BUTTONS, Pad, Pads
+from worldmodel.viewer.pad import BUTTONS, Pads
 from worldmodel.viewer.phrases import fitting
 from worldmodel.viewer.playable import Playable
 from worldmodel.viewer.script import ScriptPlayer, SessionPlayer
@@ -77,18 +80,17 @@ class Window:
         self._new_recording = new_recording
         self._face = face or Face()
         self._says = any(binding.name == "say" for binding in self._face.bindings)
-        self._keymap = Keymap(None, self._face.bindings)
-        self._down: set[int] = set()
-        self._held: dict[int, str] = {}  # physical key -> the action table's key
+        self._hands = Hands(self._face.bindings)
         self._keeper, self._keys_given = keeper, keys or {}
         self._typist = Typist()
-        self._pad, self._pads = Pad(), Pads()
+        self._pads = Pads()
         self._map: MapMode | None = None
         self._forked: tuple[Branch, ...] = ()  # keys of the last fork
-        self._help, self._apart = False, False
+        self._help, self._apart = 0, False  # page of the help, and whether the difference shows
         self._notice, self._notice_s = "", 0.0
         self._drawn = Snapshot(serial=-1)
         self._drawn_s = 0.0
+        self._draws_ms: deque[float] = deque(maxlen=LATENCY_WINDOW)
         self._stale = True
         self._done = False
         self._size = pygame.display.get_window_size()
@@ -120,16 +122,17 @@ class Window:
             self._notice_load(engine.snapshot)
             if self._needs_drawing(engine):
                 self._draw(engine)
+            self._hands.turn(engine, self._drawn)
             self._go_on(engine)
 
     def _notice_load(self, snapshot: Snapshot) -> None:
-        if snapshot.info and not self._drawn.info:
+        if snapshot.info and snapshot.info != self._drawn.info:
             print(snapshot.info.line, flush=True)
             if snapshot.journal:
                 print(f"this session is written to {snapshot.journal}", flush=True)
             pygame.display.set_caption(f"{snapshot.info.name} - worldmodel")
             table = snapshot.info.spec.actions
-            self._keymap = Keymap(table, self._face.bindings, self._keys_given)
+            self._hands.keymap = Keymap(table, self._face.bindings, self._keys_given)
             self._typist.phrases = snapshot.info.phrases
 
     def _go_on(self, engine: Playable) -> None:
@@ -168,13 +171,16 @@ class Window:
         view = ViewState(
             snapshot=snapshot,
             held=self._shown_keys(snapshot),
+            cap=self._hands.keymap.cap,
             box=self._typist.box,
             fits=self._fits(snapshot),
             charted=self._map.selected(snapshot.chart) if self._map else None,
             progress=self._player.progress if self._player else "",
             help=self._help,
+            help_rows=self._help_rows(snapshot),
             latency_ms=sorted(latencies)[len(latencies) // 2] if latencies else None,
             step_times_ms=tuple(self.stats.steps_ms)[-120:],
+            draw_ms=sorted(self._draws_ms)[len(self._draws_ms) // 2] if self._draws_ms else 0.0,
             notice=self._notice,
             recording_s=self._tape.recording_s,
             busy_s=now_s - (engine.busy_since_s or now_s),
@@ -191,12 +197,14 @@ class Window:
         pygame.display.flip()
         self._stale = False
         self._drawn_s = time.perf_counter()
+        self._draws_ms.append((self._drawn_s - now_s) * 1e3)
         if snapshot.steps_done != self._drawn.steps_done:
             self._count(snapshot)
         self._drawn = snapshot
 
     def _count(self, snapshot: Snapshot) -> None:
         first = self.stats.start_s is None
+        self._hands.answered(snapshot.now.keys if snapshot.now else ())
         self.stats.shown(snapshot.steps_done, snapshot.step_ms, snapshot.input_s, self._drawn_s)
         if first:
             kind = "imagined " if snapshot.denoise_steps else ""
@@ -210,13 +218,10 @@ class Window:
         if event.type in (pygame.QUIT, pygame.WINDOWCLOSE):
             self._done = True
         elif event.type == pygame.KEYDOWN:
-            repeated = event.key in self._down
-            self._down.add(event.key)
-            self._key_down(engine, event, repeated)
+            self._key_down(engine, event, self._hands.press(event.key))
         elif event.type == pygame.KEYUP:
-            self._down.discard(event.key)
-            if self._held.pop(event.key, None):
-                engine.hold(self._keys())
+            if self._hands.lift(event.key):
+                engine.hold(self._hands.keys)
         elif event.type == pygame.TEXTINPUT and self._typist.box.open:
             self._typist.type(event.text)
         elif event.type == pygame.TEXTEDITING and self._typist.box.open:
@@ -229,8 +234,12 @@ class Window:
             self._pad_event(engine, event)
         elif event.type in (pygame.JOYDEVICEADDED, pygame.JOYDEVICEREMOVED):
             self._pads.plug(event)
-        elif event.type in (pygame.MOUSEMOTION, pygame.ACTIVEEVENT):
+        elif event.type in (pygame.MOUSEMOTION, pygame.MOUSEBUTTONDOWN, pygame.MOUSEBUTTONUP):
+            if self._layout and not self._player:
+                self._hands.slide(event, self._layout.unit)
             return  # nothing on screen follows the mouse
+        elif event.type == pygame.ACTIVEEVENT:
+            return
         self._stale = True
 
     def _key_down(self, engine: Playable, event: pygame.event.Event, repeated: bool) -> None:
@@ -241,16 +250,16 @@ class Window:
         if event.mod & (pygame.KMOD_CTRL | pygame.KMOD_ALT | pygame.KMOD_GUI):
             return
         if self._help and name == "escape":
-            self._help = False
+            self._help = 0
         elif self._map:
             self._map_key(engine, name, event.unicode)
         elif self._drawn.futures and not self._player and self._fork_key(engine, event, repeated):
             return
-        elif (action := self._keymap.action(name)) and not self._player:
-            self._held[event.key] = action
-            engine.hold(self._keys())
+        elif (action := self._hands.keymap.action(name)) and not self._player:
+            self._hands.hold(event.key, action)
+            engine.hold(self._hands.keys)
         else:
-            binding = self._keymap.command(name, event.unicode)
+            binding = self._hands.keymap.command(name, event.unicode)
             if binding and (binding.repeats or not repeated):
                 self._command(engine, binding)
 
@@ -267,7 +276,7 @@ class Window:
                 self._open_box(engine, binding)
             case "step":
                 engine.post(Pause(True))
-                engine.post(Advance(self._keys()))
+                engine.post(Advance(self._hands.keys))
             case "fork":
                 self._fork(engine)
             case "map":
@@ -282,7 +291,7 @@ class Window:
             case "smooth":
                 self._smooth = not self._smooth
             case "help":
-                self._help = not self._help
+                self._turn_page()
             case "fullscreen":
                 self._toggle_fullscreen()
             case "difference":
@@ -297,10 +306,9 @@ class Window:
         if self._player:
             return
         if event.type != pygame.JOYBUTTONDOWN:
-            before, self._pad = self._pad.arrows, self._pad.moved(event)
-            fresh = [arrow for arrow in self._pad.arrows if arrow not in before]
+            fresh = self._hands.tilt(event)
             if not self._map:
-                engine.hold(self._keys())
+                engine.hold(self._hands.keys)
             elif fresh:
                 self._map_key(engine, fresh[0])
         elif self._map:
@@ -312,15 +320,9 @@ class Window:
         ):
             self._command(engine, binding)
 
-    def _keys(self) -> tuple[str, ...]:
-        ways = self._keymap.ways
-        pad = (ways[arrow] for arrow in self._pad.arrows if arrow in ways)
-        return tuple(sorted({*self._held.values(), *pad}))
-
     def _release(self, engine: Playable) -> None:
         """Let go of all keys: their KEYUP will go elsewhere."""
-        self._down.clear()
-        self._held.clear()
+        self._hands.release()
         engine.hold(())
 
     def _click(self, engine: Playable, at: tuple[int, int]) -> None:
@@ -349,7 +351,7 @@ class Window:
         if self._drawn.info is None:
             return
         open_now = tuple(future.branch for future in self._drawn.futures)
-        first = first_branches(self._keymap, self._drawn.instruction)
+        first = first_branches(self._hands.keymap, self._drawn.instruction)
         again = (*self._forked, *(branch for branch in first if branch.say))
         self._release(engine)
         engine.post(Fork(open_now or (again if self._forked else first)))
@@ -359,12 +361,12 @@ class Window:
         name = pygame.key.name(event.key)
         digit = name.strip("[]")
         branches = tuple(future.branch for future in self._drawn.futures)
-        binding = self._keymap.command(name, event.unicode)
+        binding = self._hands.keymap.command(name, event.unicode)
         if len(digit) == 1 and digit in "123456789":
             engine.post(Pick(int(digit) - 1))
         elif binding and binding.name == "quit":
             engine.post(Leave())
-        elif action := self._keymap.action(name):
+        elif action := self._hands.keymap.action(name):
             if not repeated:
                 wanted = toggled(branches, Branch((action,)))
                 self._forked = tuple(branch for branch in wanted if branch.keys)
@@ -382,7 +384,7 @@ class Window:
 
     def _map_key(self, engine: Playable, name: str, char: str = "") -> None:
         assert self._map is not None
-        binding = self._map.key(engine, self._keymap, name, char)
+        binding = self._map.key(engine, self._hands.keymap, name, char)
         if name == "n":
             named = {stop.node: stop.name for stop in engine.snapshot.chart}
             self._open_box(engine, None, "Name")
@@ -401,14 +403,14 @@ class Window:
     def _hints(self, snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
         """Return keys with a word each, for the foot of the panel."""
         wanted = (("quit", "back"), ("fork", "again")) if snapshot.futures else self._face.hints
-        keys = tuple((self._keymap.label(name), word) for name, word in wanted)
+        keys = tuple((self._hands.keymap.label(name), word) for name, word in wanted)
         return (("1-9", "take"), *keys) if snapshot.futures else keys
 
     def _shown_keys(self, snapshot: Snapshot) -> tuple[str, ...]:
         """Return the keys that are held, by whoever holds them."""
         if snapshot.futures:
             return tuple(key for future in snapshot.futures for key in future.branch.keys)
-        return self._player.keys if self._player else self._keys()
+        return self._player.keys if self._player else self._hands.keys
 
     def _toggle_recording(self) -> None:
         try:
@@ -429,6 +431,19 @@ class Window:
         """Show a sentence for a while; may be called from any thread."""
         self._notice, self._notice_s = notice, time.perf_counter()
 
+    def _help_rows(self, snapshot: Snapshot) -> tuple[tuple[str, str], ...]:
+        if not self._help:
+            return ()
+        table = snapshot.info.spec.actions if snapshot.info else None
+        return help_rows(table, self._hands.keymap, self._face.bindings)
+
+    def _turn_page(self) -> None:
+        """Open the help, go to its next page, or close it."""
+        self._help += 1
+        size, count = pygame.display.get_window_size(), len(self._help_rows(self._drawn))
+        if not self._layout or self._help > help_pages(self._layout, size, count):
+            self._help = 0
+
     # The text box
 
     def _open_box(self, engine: Playable, binding: Binding | None, label: str = "") -> None:
@@ -437,6 +452,8 @@ class Window:
         self._release(engine)
         self._typist.open(opened_by="/" if binding else "", label=label)
         pygame.key.start_text_input()
+        if self._layout:  # an input method shows its choices there
+            pygame.key.set_text_input_rect(self._layout.box)
 
     def _close_box(self) -> None:
         self._typist.close()
@@ -452,7 +469,7 @@ class Window:
         elif name == "v" and event.mod & (pygame.KMOD_CTRL | pygame.KMOD_GUI):
             self._typist.type(clipboard())
         else:
-            self._typist.key(name)
+            self._typist.key(name, bool(event.mod & (pygame.KMOD_CTRL | pygame.KMOD_ALT)))
 
     def _fits(self, snapshot: Snapshot) -> int:
         """Return how many characters of what is typed the model reads."""

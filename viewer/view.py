@@ -19,6 +19,7 @@ class Face:
         sent: label of the text of the last action.
         line: gives the text of the sentence's box while it is empty.
         about: gives the line under the world's name; None for the start's number.
+        stages: gives what the parts of a step took; None or empty for the parts of one here.
         missing: what is said instead of doing a command, by its name.
     """
 
@@ -34,6 +35,7 @@ class Face:
     sent: str = "SENT"
     line: Callable[[], str] = lambda: "Enter: say what is to happen, or ask: what is ahead?"
     about: Callable[[], str] | None = None
+    stages: Callable[[], str] | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -44,6 +46,13 @@ BESIDE_FACE = Face(
 """For driving a dream beside the real world."""
 
 
+REAL_FACE = Face(
+    hints=(("pause", "pause"), ("step", "step"), ("restart", "again"), ("help", "help")),
+    line=lambda: "A real world: its keys drive. It takes no sentences and has one future.",
+)
+"""For driving a real world alone."""
+
+
 @dataclass(frozen=True)
 class ViewState:
     """All that is on screen.
@@ -51,10 +60,13 @@ class ViewState:
     Attributes:
         snapshot: what the model's thread last published.
         held: action keys held now.
+        cap: gives the key to press for one of the world's keys.
         box: the text box.
-        help: whether the help lies over everything.
+        help: which page of the help lies over everything; 0 for none.
+        help_rows: what stands in it.
         latency_ms: median time from key to frame, None before the first one.
         step_times_ms: the latest steps, oldest first.
+        draw_ms: what drawing the window takes, median.
         notice: a sentence of the window's own (not the model's), or empty.
         recording_s: length of the running recording, None when none runs.
         charted: which stop of the map is selected; None while the map is closed.
@@ -71,10 +83,13 @@ class ViewState:
 
     snapshot: Snapshot
     held: tuple[str, ...] = ()
+    cap: Callable[[str], str] = str
     box: TextBox = field(default_factory=TextBox)
-    help: bool = False
+    help: int = 0
+    help_rows: tuple[tuple[str, str], ...] = ()
     latency_ms: float | None = None
     step_times_ms: tuple[float, ...] = ()
+    draw_ms: float = 0.0
     notice: str = ""
     recording_s: float | None = None
     busy_s: float = 0.0

@@ -3,11 +3,15 @@
 import contextlib
 import ctypes
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from worldmodel.errors import UserError
+
+BASE = (1000, 800)
+"""Usual size of the window, at which one unit of length is one pixel."""
 
 SILENT = ("dummy", "offscreen")
 """SDL's drivers that show nothing."""
@@ -67,13 +71,26 @@ def open_window(
     fonts.forget()
     pygame.display.set_caption(title)
     pygame.display.set_icon(_icon())
+    size = width, height
     if not headless:
-        desktop = pygame.display.get_desktop_sizes()[0]
-        width, height = min(width, desktop[0]), min(height, round(desktop[1] * 0.92))
+        size = first_size(size, pygame.display.get_desktop_sizes()[0])
     try:
-        return set_mode((width, height), fullscreen)
+        return set_mode(size, fullscreen)
     except pygame.error as error:
         raise UserError(f"Cannot open a window: {error}. {remedy}") from error
+
+
+def first_size(wanted: tuple[int, int], desktop: tuple[int, int]) -> tuple[int, int]:
+    """Return how large the window opens: the usual size twice as large on a screen of fine pixels.
+
+    Args:
+        wanted: width and height that were asked for.
+        desktop: those of the screen, of which some is not free.
+    """
+    free = desktop[0], round(desktop[1] * 0.92)
+    if wanted == BASE and all(2 * side <= most for side, most in zip(BASE, free, strict=True)):
+        return 2 * BASE[0], 2 * BASE[1]
+    return min(wanted[0], free[0]), min(wanted[1], free[1])
 
 
 class _XError(ctypes.Structure):
@@ -92,13 +109,17 @@ BAD_WINDOW, BAD_DRAWABLE = 3, 9
 
 @contextlib.contextmanager
 def outliving_its_window(on_lost: Callable[[], None]) -> Iterator[None]:
-    """Call `on_lost` when X11 says that the window is gone.
+    """Call `on_lost` when X11 says that the window is gone, or the terminal is closed.
 
     A window that another program destroys makes X11 report an error, on which Xlib would end
-    the process at once, and with it recordings and reports. Does nothing on other displays.
+    the process at once, as a terminal's hangup would, and with it recordings and reports.
     """
     import pygame
 
+    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
+    heeded = hangup and signal.getsignal(hangup) == signal.SIG_DFL  # `nohup` ignores it
+    if hangup and heeded:
+        signal.signal(hangup, lambda *_: on_lost())
     x11 = None
     if pygame.display.get_driver() == "x11":
         with contextlib.suppress(OSError):
@@ -120,6 +141,8 @@ def outliving_its_window(on_lost: Callable[[], None]) -> Iterator[None]:
         _forget_fonts()
         if x11:
             x11.XSetErrorHandler(None)
+        if hangup and heeded:
+            signal.signal(hangup, signal.SIG_DFL)
 
 
 def _forget_fonts() -> None:
