@@ -36,10 +36,15 @@ KEYS = {
 
 
 class Browser:
-    """One page, and somebody at its keyboard."""
+    """One page, and somebody at its keyboard.
+
+    Attributes:
+        errors: what the page's scripts raised and nobody caught.
+    """
 
     def __init__(self, devtools: ClientConnection) -> None:
         self._devtools, self._count = devtools, 0
+        self.errors: list[str] = []
         self.call("Page.enable")
         self.call("Runtime.enable")
 
@@ -47,7 +52,8 @@ class Browser:
         self._count += 1
         self._devtools.send(json.dumps({"id": self._count, "method": method, "params": params}))
         while (answer := json.loads(self._devtools.recv(60))).get("id") != self._count:
-            pass  # events
+            if answer.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(str(answer["params"]["exceptionDetails"]))
         assert "error" not in answer, answer
         return answer["result"]
 

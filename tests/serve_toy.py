@@ -26,7 +26,8 @@ from worldmodel.checkpoint import Checkpoint, save
 from worldmodel.encoders.rae import RAE, RAEConfig
 from worldmodel.text import train_tokenizer
 from worldmodel.transformer import Core, CoreConfig
-from worldmodel.viewer.remote_wire import MAX_SHOT, Bye, Got, Hello, Said, Shot, hear, say, unpack
+from worldmodel.viewer.remote_shot import Shot, unpack
+from worldmodel.viewer.remote_wire import MAX_SHOT, Bye, Got, Hello, Said, hear, say
 from worldmodel.world import WorldSpec
 
 TABLE = ActionTable(

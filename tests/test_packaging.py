@@ -83,7 +83,7 @@ def test_every_config_and_checkpoint_is_package_data():
         elif package == "worldmodel.checkpoints":
             assert {p for p in base.rglob("*") if p.is_file()} <= shipped
         elif package == "worldmodel.viewer":
-            assert shipped == {base / "page.html"}
+            assert shipped == {base / f"page{rest}" for rest in (".html", ".css", ".js", "_map.js")}
         else:
             assert shipped == {base / "py.typed"}
     yamls = {p for f in FOLDERS for p in (ROOT / f).rglob("*.y*ml")}

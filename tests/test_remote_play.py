@@ -3,17 +3,20 @@
 import contextlib
 import http.client
 import json
+import re
 import runpy
 import socket
 import struct
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path as FilePath
+from urllib.parse import quote
 
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.sync.client import connect
 
 from worldmodel.dream import Dream
 from worldmodel.viewer.commands import (
@@ -29,10 +32,13 @@ from worldmodel.viewer.commands import (
     Say,
 )
 from worldmodel.viewer.remote_wire import MAX_MESSAGE, Bye, Hello, Hold, Ping, say
+from worldmodel.viewer.serve import SPARE_CONNECTIONS
 
-toy = runpy.run_path(str(Path(__file__).with_name("serve_toy.py")))
+toy = runpy.run_path(str(FilePath(__file__).with_name("serve_toy.py")))
 Server, Viewer, dial, until = toy["Server"], toy["Viewer"], toy["dial"], toy["until"]
 TOKEN = "open sesame, please"
+MOST = 2 * 3 + SPARE_CONNECTIONS
+"""Connections that the server with three places takes."""
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +239,8 @@ BAD = {
     "a list": "[1]",
     "bytes": b"\x00\x01",
     "no number": '{"ping": NaN}',
+    "no end": '{"ping": 1e999}',
+    "no end of digits": '{"ping": ' + "9" * 4000 + "}",
     "deep": "[" * 8000,
     "a huge number": '{"rewind": ' + "9" * 5000 + "}",
     "no such verb": '{"fly": true}',
@@ -241,11 +249,17 @@ BAD = {
     "keys that are none": '{"hold": [1]}',
     "a key that the world has not": '{"hold": ["k"]}',
     "branches that are none": '{"fork": [{"keys": ["w"], "run": "rm"}, 3]}',
+    "branches of lists": '{"fork": [{"keys": [["a"]]}, {"keys": ["w"]}]}',
+    "branches of numbers": '{"fork": [{"keys": [1]}, {"keys": ["w"]}]}',
+    "a branch far away": '{"pick": ' + "9" * 4000 + "}",
+    "a branch that is none": '{"pick": true}',
     "a number without end": '{"restart": ' + "9" * 4000 + "}",
     "a negative count": '{"got": -1}',
     "an input that is none": '{"say": "w", "input": "first"}',
     "a second hello": HELLO,
-    "what only the window may do": '{"jump": 0}',
+    "what is the server's": '{"finer": true}',
+    "a node that is none": '{"jump": -1}',
+    "a path that is none": '{"scenario": "all"}',
 }
 
 
@@ -283,6 +297,27 @@ def pour(send, message) -> None:
         except (ConnectionClosed, OSError):
             return
     pytest.fail("the server takes everything")
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (b"\xc1\x85\0\0\0\0xxxxx", 1002),  # compressed, which was not agreed upon
+        (b"\x81\x05hello", 1002),  # not masked
+        (b"\x81\x82\0\0\0\0\xff\xfe", 1007),  # no UTF-8
+        (b"\x83\x80\0\0\0\0", 1002),  # of no kind
+        (b"\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\0\0\0\0", 1009),  # of 2**63 bytes
+    ],
+)
+def test_what_is_no_frame_is_refused(server, witness, frame, code):
+    with dial(server.address) as connection:
+        connection.send(HELLO)
+        session = json.loads(connection.recv(60))["session"]
+        connection.socket.sendall(frame)
+        assert rest(connection)[0] == code
+    again = Viewer(server.address, session=session)
+    assert json.loads(again.told('"welcome"'))["resumed"] is False  # the place is not kept
+    again.leave()
 
 
 def test_a_flood_of_messages_is_refused(server, witness):
@@ -350,13 +385,28 @@ def test_who_does_nothing_or_speaks_rubbish_is_cut_off(server, witness):
         raw.close()
 
 
-def test_more_connections_than_viewers_need_are_refused(server, witness):
+def test_a_crowd_of_silent_connections_gives_way_to_who_has_something_to_say(server, witness):
     place = ("127.0.0.1", server.port)
-    crowd = [socket.create_connection(place, timeout=60) for _ in range(60)]
-    with pytest.raises((WebSocketException, OSError)), dial(server.address):
-        pass
+    crowd = [socket.create_connection(place, timeout=60) for _ in range(2 * MOST)]
+    assert crowd[0].recv(1) == b""  # the oldest one was cut off
+    assert _comes_in(server.address)
     for raw in crowd:
         raw.close()
+
+
+def test_who_begins_session_after_session_is_slowed_down(server, witness):
+    """Each begins with work for the model; those who play are not to pay for it."""
+    begun, refused = 0, 0
+    end = time.monotonic() + 60
+    while not refused and time.monotonic() < end:
+        with dial(server.address) as connection:
+            connection.send(HELLO)
+            connection.send(say(Bye()))
+            code, reason = rest(connection)
+        begun, refused = begun + (code == 1000), refused + (code == 4503)
+    assert refused
+    assert begun
+    assert reason == "Too many sessions begin at once."
     until(lambda: _comes_in(server.address))
 
 
@@ -390,12 +440,19 @@ def test_the_page_is_served_and_nothing_else(server):
     status, headers, body = _get(server.port, "/")
     assert status == 200
     assert headers["Content-Type"] == "text/html; charset=utf-8"
-    assert "connect-src 'self'" in headers["Content-Security-Policy"]
-    page = Path(__file__).parents[1] / "viewer" / "page.html"
-    assert body == page.read_bytes()
+    assert "unsafe" not in headers["Content-Security-Policy"]
+    folder = FilePath(__file__).parents[1] / "viewer"
+    assert body == (folder / "page.html").read_bytes()
+    for name in re.findall(r'(?:src|href)="(page[^"]*)"', body.decode()):
+        assert _get(server.port, f"/{name}")[2] == (folder / name).read_bytes()
     assert _get(server.port, "/../pyproject.toml")[0] == 404
     assert _get(server.port, "/play")[0] == 426
     assert _get(server.port, "//[")[0] == 400
+    here = f"127.0.0.1:{server.port}"
+    for twice in ("Host: evil.example", f"Origin: http://{here}\r\nOrigin: http://evil.example"):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as raw:
+            raw.sendall(f"GET /play HTTP/1.1\r\nHost: {here}\r\n{twice}\r\n\r\n".encode())
+            assert raw.recv(99).startswith(b"HTTP/1.1 400 ")
 
 
 def _get(port: int, path: str, **headers: str) -> tuple[int, http.client.HTTPMessage, bytes]:
@@ -409,6 +466,10 @@ def test_a_token_is_asked_for(guarded):
     assert TOKEN in guarded.text
     for wrong in ("", "wrong", TOKEN[:-1], TOKEN + " ", "säsam", "\ud800"):
         assert Viewer(guarded.address, wrong).closed() == (4401, "The token is wrong.")
+    url = f"ws://{guarded.address}/play?token={quote(TOKEN)}"  # addresses are written down
+    with connect(url, **toy["OPTIONS"]) as connection:
+        connection.send(HELLO)
+        assert rest(connection)[0] == 4401
     me = Viewer(guarded.address, TOKEN)
     me.sees(lambda now: now.steps_done)
     assert _get(guarded.port, "/")[0] == 200  # the page says nothing, and asks for it

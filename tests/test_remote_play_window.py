@@ -8,18 +8,36 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path as FilePath
 
+import numpy as np
 import pytest
 
+from worldmodel.cli import compose
+from worldmodel.cli import main as cli
 from worldmodel.errors import UserError
-from worldmodel.viewer.commands import Experts, Fork, Pause, Pick, Restart, Rewind, Say
+from worldmodel.evaluate.scenario import load_scenario, parse_scenario
+from worldmodel.viewer.commands import (
+    Advance,
+    Branch,
+    Chart,
+    Experts,
+    Fork,
+    Jump,
+    Name,
+    Pause,
+    Pick,
+    Restart,
+    Rewind,
+    Say,
+)
 from worldmodel.viewer.config import PlayConfig
+from worldmodel.viewer.journal import to_yaml
 from worldmodel.viewer.remote import Address, RemoteEngine
 from worldmodel.viewer.remote_play import main
 from worldmodel.viewer.remote_wire import Hold
 
-toy = runpy.run_path(str(Path(__file__).with_name("serve_toy.py")))
+toy = runpy.run_path(str(FilePath(__file__).with_name("serve_toy.py")))
 Server, Wire, until = toy["Server"], toy["Wire"], toy["until"]
 
 
@@ -106,6 +124,121 @@ def test_a_broken_connection_is_told_and_mended_with_the_same_session(wire):
         until(lambda: engine.snapshot.steps_done > done)  # counts on, though the session is new
 
 
+def test_the_map_a_clip_and_a_path_come_over_the_wire(wire, tmp_path):
+    kept = []
+
+    def keep(scenario, name) -> str:
+        kept.append((scenario, name))
+        return f"kept {name}"
+
+    with playing(wire.address, start=1, on_path=keep, keeps=16) as engine:
+        until(lambda: engine.snapshot.steps_done > 2)
+        engine.hold(("w",))
+        until(lambda: engine.snapshot.now.text == "action: w")
+        engine.hold(())
+        engine.post(Fork((Branch(("a",)), Branch(("d",)))))
+        futures = until(
+            lambda: len(now := engine.snapshot.futures) == 2 and now[1].steps > 2 and now
+        )
+        left = futures[0].now.node
+        engine.post(Pick(1))
+        until(lambda: not engine.snapshot.futures)
+        # What came of the branch that was taken is a part of the path here as well.
+        shown = [moment.text for moment in engine.past.timeline]
+        assert "action: d" in shown
+        assert "action: a" not in shown
+        assert len(engine.past.clip(16)) > 4
+        assert len(engine.past.clip(2)) == 2
+        engine.post(Chart(True))
+        stops = until(lambda: engine.snapshot.chart)
+        assert all(stop.picture is not None for stop in stops)
+        end = next(stop for stop in stops if stop.text == "action: a")
+        engine.post(Name(end.node, "red door"))
+        until(lambda: any(stop.name == "red door" for stop in engine.snapshot.chart))
+        wire.cut()
+        until(lambda: engine.round_trip_ms is None)
+        wire.mend()
+        until(lambda: engine.round_trip_ms)
+        engine.post(Pause(True))
+        # The map is still open here, so it is there again.
+        until(lambda: any(stop.picture is not None for stop in engine.snapshot.chart))
+        engine.post(Jump(end.node))
+        until(lambda: engine.snapshot.now.node == end.node)
+        assert end.node >= left
+        assert engine.snapshot.timeline[-1].node == end.node
+        assert all(moment.text != "action: d" for moment in engine.snapshot.timeline)
+        engine.ask_path(None)
+        until(lambda: kept)
+        until(lambda: engine.snapshot.notice == "kept red door")
+        scenario, name = kept[0]
+        assert name == "red door"
+        assert parse_scenario(scenario).start.seed == 1
+        engine.ask_path(10**6)
+        until(lambda: "There is no node" in engine.snapshot.notice)
+
+
+def test_a_kept_path_plays_again_here(wire, server, tmp_path):
+    """The frames that were seen from afar, from the file that was kept here."""
+    kept, seen = [], []
+    with playing(
+        wire.address, start=2, on_path=lambda scenario, _: kept.append(scenario) or "kept"
+    ) as engine:
+        until(lambda: engine.snapshot.now)
+        engine.post(Pause(True))
+        engine.post(Restart(0))
+        engine.post(Pause(True))
+        until(lambda: engine.snapshot.now and engine.snapshot.status == "paused")
+        until(lambda: engine.snapshot.now.number == 0)
+        for number, keys in enumerate((("w",), ("w",), ("a",), ("w", "d")), start=1):
+            engine.post(Advance(keys))
+            until(lambda number=number: engine.snapshot.now.number == number)
+            seen.append(engine.snapshot.now.frame)
+        engine.ask_path(None)
+        until(lambda: kept)
+    file, frames = tmp_path / "path.yaml", tmp_path / "frames.npz"
+    checkpoint = server.output.parent / "tiny"
+    file.write_text(to_yaml(kept[0] | {"checkpoint": str(checkpoint)}))
+    words = ["play", f"script={file}", "headless=true", f"frames={frames}"]
+    assert cli(words) == 0
+    again = np.load(frames)["frames"]
+    assert len(again) == len(seen) == 4
+    for mine, theirs in zip(seen, again, strict=True):
+        assert np.abs(mine.astype(float) - theirs).mean() < 8  # JPEG is not exact
+
+
+def test_who_finds_no_place_waits_for_one(server):
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            here = stack.enter_context(playing(server.address))
+            until(lambda here=here: here.snapshot.now)
+        with playing(server.address) as late:
+            until(lambda: late.snapshot.notice.startswith("All sessions of this server are taken"))
+            assert late.snapshot.failure is None
+            assert here.stop(20)
+            until(lambda: late.snapshot.now)  # by itself
+
+
+def test_a_server_that_comes_back_with_another_world(tmp_path):
+    """Keys that the new world has not are not held; nobody is sent away for that."""
+    checkpoint = toy["save_tiny"](tmp_path)
+    first = Server(tmp_path, f"checkpoint={checkpoint}", "port=0", "fps=10")
+    with playing(first.address) as engine:
+        until(lambda: engine.snapshot.now)
+        engine.hold(("d", "w"))
+        until(lambda: engine.snapshot.now.text == "action: w+d")
+        assert first.stop() == 0
+        config = FilePath(checkpoint) / "config.json"
+        tables = config.read_text()
+        renamed = tables.replace('"key": "d"', '"key": "k"')
+        assert renamed != tables
+        config.write_text(renamed)
+        second = Server(tmp_path, f"checkpoint={checkpoint}", f"port={first.port}", "fps=10")
+        until(lambda: "this is a new one" in engine.snapshot.notice)
+        until(lambda: engine.snapshot.now.text == "action: w")
+        assert engine.snapshot.info.spec.actions.keys == ("w", "s", "a", "k")
+    assert second.stop() == 0
+
+
 def test_what_is_no_server_ends_in_a_sentence():
     with playing("127.0.0.1:9") as engine:
         failure = until(lambda: engine.snapshot.failure)
@@ -129,6 +262,13 @@ def test_addresses(text, name, url):
     assert Address.parse(text) == Address(name, url)
 
 
+def test_the_link_for_a_browser_leads_here_as_well():
+    address = Address.parse("http://gpu-box:99/#open%20sesame")
+    assert address == Address("gpu-box:99", "ws://gpu-box:99/play", "open sesame")
+    config = compose("play", ["remote=http://gpu-box:99/#it's", "start=3"], PlayConfig)
+    assert (config.remote, config.start) == ("http://gpu-box:99/#it's", 3)
+
+
 @pytest.mark.parametrize("text", ["", ":99", "host:port", "ftp://host", "host:99999", "[::1"])
 def test_what_is_no_address_is_refused(text):
     with pytest.raises(UserError, match="is no address"):
@@ -144,7 +284,7 @@ def test_settings_of_the_server_are_refused():
 class Person:
     """A running window, with somebody at its keyboard."""
 
-    def __init__(self, display: str, folder: Path, *settings: str) -> None:
+    def __init__(self, display: str, folder: FilePath, *settings: str) -> None:
         hidden = ("WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
         plain = {key: value for key, value in os.environ.items() if key not in hidden}
         self.env = plain | {"DISPLAY": display}
@@ -195,11 +335,19 @@ def test_the_window_plays_on_a_server_and_outlives_the_connection(display, wire,
     assert Pick(1) in wire.said
     forks = [said for said in wire.said if isinstance(said, Fork)]
     assert [branch.label for branch in forks[0].branches] == ["w", "a", "d", "turn right"]
-    said = len(wire.said)
-    me.do("key", "m", "key", "k", "key", "plus")  # what the server keeps to itself
+    me.do("key", "plus")  # what is the server's alone
+    me.do("key", "c")
+    me.do("key", "m")
+    until(lambda: Chart(True) in wire.said)
+    me.do("key", "k")
+    until(lambda: list(tmp_path.glob("sessions/*.yaml")))
+    me.do("key", "Left", "key", "Return")
+    until(lambda: Chart(False) in wire.said)
+    jump = next(said for said in wire.said if isinstance(said, Jump))
+    assert jump.node >= 0
+    me.do("key", "space")  # after a jump time stands still
     me.do("keydown", "s")
-    wire.sent("action: s")  # no map is open, the window goes on
-    assert all(not hasattr(each, "node") for each in wire.said[said:])
+    wire.sent("action: s")
 
     wire.cut()
     me.do("keyup", "s")
@@ -216,6 +364,13 @@ def test_the_window_plays_on_a_server_and_outlives_the_connection(display, wire,
     assert {"action: w", "instruction: turn right", "action: s"} <= set(texts)
     assert (tmp_path / "film.mp4").stat().st_size
     assert "Traceback" not in me.output.read_text()
+    clips = [path.suffix for path in sorted(tmp_path.glob("recordings/*-clip.*"))]
+    assert clips == [".gif", ".mp4", ".png"]
+    [kept] = tmp_path.glob("sessions/*.yaml")
+    scenario = load_scenario(kept)
+    assert scenario.checkpoint == "tiny"
+    assert scenario.steps > 3
+    assert {event.kind for event in scenario.events} >= {"hold", "say"}
 
 
 @pytest.mark.display

@@ -1,15 +1,17 @@
 """What is kept of a session by key or at its end: a scenario, a clip, an episode. No pygame."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from worldmodel.errors import UserError
+from worldmodel.heap import give_back
 from worldmodel.viewer.journal import Head, scenario_of, to_yaml
 from worldmodel.viewer.session import Session
 from worldmodel.viewer.tape import write_whole
@@ -44,8 +46,16 @@ class Keeper:
         head = self.head(session.world)
         scenario = scenario_of(session.tree, node, head, session.start_of(node))
         name = session.tree.names.get(node, f"frame {node}")
-        slug = "".join(c if c.isalnum() else "-" for c in name).strip("-") or str(node)
-        path = _made(self.sessions) / f"{_stamp()}-{slug}.yaml"
+        return self.write(scenario, name)
+
+    def write(self, scenario: Mapping[str, Any], name: str) -> str:
+        """Write a scenario; `name` is that of the frame that it ends at. Returns what to tell.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        slug = "".join(c if c.isalnum() else "-" for c in name).strip("-")
+        path = _made(self.sessions) / f"{_stamp()}-{slug or 'path'}.yaml"
         write_whole(path, lambda file: file.write(to_yaml(scenario).encode()))
         return f"Kept the {scenario['steps']} steps to this frame: {path}"
 
@@ -80,6 +90,8 @@ def _export(frames: list[np.ndarray], stem: Path, fps: float, tell: Callable[[st
         tell(str(error))
     else:
         tell(f"Exported {len(frames)} frames: {stem}.mp4, .gif, .png")
+    finally:
+        give_back()
 
 
 def episode_of(session: Session, node: int) -> Episode:

@@ -11,13 +11,18 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
+from typing import Any, cast
+from urllib.parse import unquote, urlsplit
 
+import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidURI, WebSocketException
 
 from worldmodel.errors import UserError
-from worldmodel.viewer.commands import Advance, Command, Restart, Say
+from worldmodel.viewer.commands import Advance, Chart, Command, Jump, Look, Restart, Say
+from worldmodel.viewer.reading import Reading
+from worldmodel.viewer.remote_past import Past
+from worldmodel.viewer.remote_shot import Shot, unpack
 from worldmodel.viewer.remote_wire import (
     BAD,
     FULL,
@@ -32,17 +37,17 @@ from worldmodel.viewer.remote_wire import (
     Got,
     Hello,
     Hold,
+    Kept,
+    Path,
     Ping,
     ProtocolError,
     Said,
-    Shot,
     Welcome,
     read_server,
     say,
-    unpack,
 )
-from worldmodel.viewer.session import Answer, Moment
-from worldmodel.viewer.snapshot import ModelInfo, Snapshot
+from worldmodel.viewer.session import Answer, Moment, Session
+from worldmodel.viewer.snapshot import Snapshot
 
 DEFAULT_PORT = 8765
 OPEN_S = 10.0
@@ -54,9 +59,6 @@ SILENCE_S = 8.0
 
 BACK_OFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Pauses between tries to connect; the last one from then on."""
-
-TIMELINE = 80
-"""Moments kept for the timeline."""
 
 _FATAL = {
     WRONG_TOKEN: "The token is not the one of this server. Give token=..., or set "
@@ -75,14 +77,18 @@ class Address:
     Attributes:
         name: as people write it, for instance 'gpu-box:8765'.
         url: of its WebSocket.
+        token: that the link for a browser has, or empty.
     """
 
     name: str
     url: str
+    token: str = ""
 
     @staticmethod
     def parse(text: str) -> "Address":
         """Return the address that a text means: HOST, HOST:PORT, or a ws://, wss:// or http URL.
+
+        The link that a server prints for browsers will do, with its token.
 
         Raises:
             UserError: a text that means none.
@@ -92,14 +98,15 @@ class Address:
             parts = urlsplit(text if "://" in text else f"//{text}")
             host, port = parts.hostname, parts.port
         except ValueError:
-            host = port = None
-        if not host or parts.scheme not in ("", "ws", "wss", "http", "https"):
+            host = port = parts = None
+        if not host or not parts or parts.scheme not in ("", "ws", "wss", "http", "https"):
             raise UserError(
                 f"remote={text} is no address. Give HOST:PORT, for instance remote=gpu-box:8765."
             )
         port = port or (443 if secure else DEFAULT_PORT)
         name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return Address(name, f"{'wss' if secure else 'ws'}://{name}{PATH}")
+        url = f"{'wss' if secure else 'ws'}://{name}{PATH}"
+        return Address(name, url, unquote(parts.fragment))
 
 
 class RemoteEngine:
@@ -109,10 +116,14 @@ class RemoteEngine:
         address: of the server.
         token: that the server asks for, or empty.
         start: number of the start scene.
+        keeps: frames that are kept for clips.
         on_change: called from the network's thread after each new snapshot.
         on_step: called from there with each new moment that came; where the network is slow
             some are left out.
         on_answer: called from there with each answer.
+        on_reading: called from there with each new reading of the trust meter.
+        on_path: called from there with the scenario of a path that was asked for, and the name
+            of the frame that it ends at; returns what to tell.
     """
 
     session = None
@@ -126,12 +137,23 @@ class RemoteEngine:
         on_change: Callable[[], None] | None = None,
         on_step: Callable[[Moment], None] | None = None,
         on_answer: Callable[[Moment, Answer], None] | None = None,
+        on_reading: Callable[[Reading], None] | None = None,
+        on_path: Callable[[dict[str, Any], str], str] | None = None,
+        keeps: int = 1,
     ) -> None:
         self.address = address
+        self.past = Past(keeps)
+        """What came of the path to here; for the functions of `Look`, in place of a session."""
+        self.ms: dict[str, float] = {}
+        """What the last key took, in milliseconds by stage: until its step began, the step, the
+        pictures, and the rest, which is the way there and back."""
         self.round_trip_ms: float | None = None
         """How long a message takes to the server and back; None while there is no connection."""
         self._token, self._start, self._session = token, start, ""
         self._on_change, self._on_step, self._on_answer = on_change, on_step, on_answer
+        self._on_reading, self._on_path = on_reading, on_path
+        self._charting = False
+        self._pictures: dict[int, np.ndarray] = {}  # small ones by node, for the map
         self._snapshot = Snapshot()
         self._held: tuple[str, ...] = ()
         self._count = 0  # inputs
@@ -188,6 +210,15 @@ class RemoteEngine:
             return f"{self.address.name}: silent for {silent_s:.0f} s"
         return f"{self.address.name}, {self.round_trip_ms:.0f} ms there and back"
 
+    def stages(self) -> str:
+        """Return what the last key took until its frame was here, and what of it its parts did."""
+        parts = ", ".join(f"{name} {ms:.0f}" for name, ms in self.ms.items())
+        return f"{parts} ms" if parts else ""
+
+    def ask_path(self, node: int | None) -> None:
+        """Ask for the scenario of the path to a node, None for the current one; see `on_path`."""
+        self._call(Path(node))
+
     def _call(self, said: Said) -> None:
         given_s = time.perf_counter()
         with contextlib.suppress(RuntimeError):  # the thread has ended
@@ -203,14 +234,17 @@ class RemoteEngine:
         self._loop.close()
 
     def _say(self, said: Said, given_s: float) -> None:
-        if isinstance(said, Restart) and self._snapshot.failure and self._out is None:
-            self._again.set()
+        if isinstance(said, Look):
+            self._look(said)
             return
+        if isinstance(said, Chart):
+            self._charting = said.on
+        elif isinstance(said, Jump):
+            self.past.jumps(said.node)
         if self._out is None:
-            if not isinstance(said, Hold):
-                self._tell(f"There is no connection to {self.address.name}.")
+            self._say_alone(said)
             return
-        if not isinstance(said, Hold | REMOTE):
+        if not isinstance(said, Hold | Path | REMOTE):
             self._tell("That does not work from afar: the server keeps the session.")
             return
         number = None
@@ -219,6 +253,21 @@ class RemoteEngine:
             number = self._count
             self._given_s[number] = given_s
         self._out.put_nowait(say(said, number))
+
+    def _say_alone(self, said: Said) -> None:
+        """Take something while there is no connection."""
+        if isinstance(said, Restart) and self._snapshot.failure:
+            self._again.set()
+        elif isinstance(said, Chart):
+            self._publish(chart=self._snapshot.chart if said.on else ())
+        elif not isinstance(said, Hold):
+            self._tell(f"There is no connection to {self.address.name}.")
+
+    def _look(self, said: Look) -> None:
+        try:
+            self._tell(said.at(cast(Session, self.past)))
+        except UserError as error:
+            self._tell(str(error))
 
     def _leave(self) -> None:
         if self._out is not None:
@@ -241,19 +290,21 @@ class RemoteEngine:
                 return  # we said goodbye
             except ConnectionClosed as closed:
                 code = closed.rcvd.code if closed.rcvd else None
-                reason = closed.rcvd.reason if closed.rcvd else "the connection broke"
+                reason = closed.rcvd.reason if closed.rcvd else "it broke"
+                reason = reason or "the server went away"
                 fatal = _FATAL.get(code or 0)
-                if code == FULL and not self._session:
-                    fatal = f"{reason} Try again later."
                 if code == FULL:
-                    self._session = ""
+                    self._session, reason = "", reason.rstrip(".")
+                else:
+                    reason = f"No connection to {self.address.name} ({reason})"
             except ProtocolError as error:
                 fatal, reason = f"{self.address.name} is no worldmodel server: {error}.", ""
             except (OSError, TimeoutError, WebSocketException) as error:
-                fatal, reason = None, _why(error)
+                fatal, why = None, _why(error)
+                reason = f"No connection to {self.address.name} ({why})"
                 if self._snapshot.info is None:
                     fatal = (
-                        f"No worldmodel server answers at {self.address.name}: {reason}. "
+                        f"No worldmodel server answers at {self.address.name}: {why}. "
                         "Start one there with: worldmodel serve host=0.0.0.0"
                     )
             finally:
@@ -276,9 +327,7 @@ class RemoteEngine:
         """Wait before the next try, and say so."""
         end_s = time.perf_counter() + pause_s
         while (left_s := end_s - time.perf_counter()) > 0:
-            self._tell(
-                f"No connection to {self.address.name} ({reason}): trying again in {left_s:.0f} s."
-            )
+            self._tell(f"{reason}: trying again in {max(1, round(left_s))} s.")
             await asyncio.sleep(min(0.5, left_s))
 
     async def _connect(self) -> None:
@@ -295,8 +344,7 @@ class RemoteEngine:
             await connection.send(say(Hello(self._token, self._session, self._start)))
             self._out = out = asyncio.Queue()
             self._given_s.clear()
-            if self._held:
-                out.put_nowait(say(Hold(self._held)))
+            self._pictures.clear()
             tasks = [asyncio.create_task(work) for work in self._talk(connection, out)]
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -330,39 +378,56 @@ class RemoteEngine:
 
     def _hear(self, message: str | bytes, out: "asyncio.Queue[str]") -> None:
         if isinstance(message, bytes):
-            shot = unpack(message)
+            shot = unpack(message, self._pictures)
             out.put_nowait(say(Got(shot.snapshot.serial)))
             self._show(shot)
             return
         match read_server(message):
-            case Welcome(info, session, resumed):
-                self._arrive(info, session, resumed)
+            case Welcome() as welcome:
+                self._arrive(welcome, out)
+            case Kept(scenario, name):
+                self._keep(scenario, name)
             case Ping(mark):
                 self.round_trip_ms = (time.perf_counter() - mark) * 1e3
                 self._publish()
             case str(notice):
                 self._tell(notice)
 
-    def _arrive(self, info: ModelInfo, session: str, resumed: bool) -> None:
-        lost = self._session and not resumed
-        self._session = session
-        if not resumed:
+    def _arrive(self, welcome: Welcome, out: "asyncio.Queue[str]") -> None:
+        lost = self._session and not welcome.resumed
+        self._session = welcome.session
+        self.past.forget()
+        if not welcome.resumed:
             self._steps_before = self._snapshot.steps_done
-        self._publish(info=info, timeline=(), notice="")
+        keys = tuple(key for key in self._held if key in welcome.info.spec.actions.keys)
+        if keys:
+            out.put_nowait(say(Hold(keys)))
+        if self._charting:
+            out.put_nowait(say(Chart(True)))
+        self._publish(info=welcome.info, wanted_fps=welcome.fps, timeline=(), notice="")
         if lost:
             self._tell("The server no longer has your session; this is a new one.")
 
+    def _keep(self, scenario: dict[str, Any], name: str) -> None:
+        if self._on_path:
+            try:
+                self._tell(self._on_path(scenario, name))
+            except UserError as error:
+                self._tell(str(error))
+
     def _show(self, shot: Shot) -> None:
         """Publish a state that came."""
-        from worldmodel.viewer.draw import spread  # with pygame, which must not come too early
-
         before, new = self._snapshot, shot.snapshot
         now = new.now
         assert now is not None
         input_s = self._given_s.get(shot.input) if shot.input else None
         if shot.input:
             self._given_s = {n: s for n, s in self._given_s.items() if n > shot.input}
-        past = [moment for moment in before.timeline if moment.number < now.number]
+        if input_s:
+            spent = {"wait": shot.waited_ms, "step": new.step_ms, "picture": shot.picture_ms}
+            whole_ms = (time.perf_counter() - input_s) * 1e3
+            self.ms = {**spent, "way": max(0.0, whole_ms - sum(spent.values()))}
+        self.past.saw(now, new.futures)
         said_s = time.perf_counter() - shot.notice_age_s
         fresh = bool(new.notice) and said_s > before.notice_s
         steps_done = self._steps_before + new.steps_done
@@ -371,11 +436,15 @@ class RemoteEngine:
                 self._on_step(moment)
         if self._on_answer and new.answer and new.answer != before.answer:
             self._on_answer(now, new.answer)
+        reading = new.dials.trust
+        if self._on_reading and reading and reading != before.dials.trust:
+            self._on_reading(reading)
         self._snapshot = replace(
             new,
             serial=before.serial + 1,
             info=before.info,
-            timeline=spread((*past, now), TIMELINE),
+            wanted_fps=before.wanted_fps,
+            timeline=self.past.timeline,
             steps_done=steps_done,
             input_s=input_s,
             notice=new.notice if fresh else before.notice,

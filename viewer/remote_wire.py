@@ -1,26 +1,25 @@
-"""What a server and its viewers say to each other, version 1; docs/remote.md has the tables.
+"""What a server and its viewers say to each other, version 2; docs/remote.md has the tables.
 
 A viewer sends JSON objects with one verb each. The server sends JSON objects, and one binary
-message for each state worth showing: a JSON head and the frames as JPEG, so that a picture and
-what is said of it never part. Anything else is refused. No network and no pygame here.
+message for each state worth showing (`worldmodel.viewer.remote_shot`). Anything else is refused.
+No network and no pygame here.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import Any
-
-import cv2
-import numpy as np
 
 from worldmodel.errors import UserError
 from worldmodel.viewer.commands import (
     Advance,
     Ask,
-    Branch,
+    Chart,
     Command,
     Fork,
+    Jump,
     Leave,
+    Name,
     Pause,
     Pick,
     Restart,
@@ -30,11 +29,10 @@ from worldmodel.viewer.commands import (
     to_json,
 )
 from worldmodel.viewer.keys import Keymap
-from worldmodel.viewer.session import Answer, Future, Moment
-from worldmodel.viewer.snapshot import ModelInfo, Snapshot
+from worldmodel.viewer.snapshot import ModelInfo
 from worldmodel.world import WorldSpec
 
-VERSION = 1
+VERSION = 2
 PATH = "/play"
 """Where the WebSocket is; the page is at '/'."""
 
@@ -44,17 +42,24 @@ MAX_MESSAGE = 16 << 10
 MAX_SHOT = 16 << 20
 """Bytes of a message of a server."""
 
+FAR = 1 << 53
+"""Numbers from here on do not fit in a browser's."""
+
 MOST_STEPS = 1 << 20
 """How far one message may go back, or on to another start."""
 
-IN_FLIGHT = 4
+IN_FLIGHT = 8
 """States that may be on their way to a viewer that has not said that it got them."""
 
-REMOTE = Advance | Say | Ask | Rewind | Restart | Fork | Pick | Leave | Pause
+REMOTE = Advance | Say | Ask | Rewind | Restart | Fork | Pick | Leave | Pause | Jump | Name | Chart
 """The commands that a server takes."""
 
 BAD, WRONG_TOKEN, TAKEN, TOO_MANY, OTHER_VERSION, FULL = 4400, 4401, 4409, 4429, 4426, 4503
 """Why a connection was closed, beside the codes that WebSocket itself has."""
+
+
+BROKEN = (LookupError, TypeError, AttributeError, ValueError, OverflowError, RecursionError)
+"""What reading a message raises that another program, or somebody with bad intent, wrote."""
 
 
 class ProtocolError(ValueError):
@@ -102,7 +107,14 @@ class Bye:
     """The viewer leaves for good; its session may end."""
 
 
-Said = Hello | Hold | Got | Ping | Bye | Command
+@dataclass(frozen=True)
+class Path:
+    """Asks for the scenario of the path to a node; None for the current one."""
+
+    node: int | None = None
+
+
+Said = Hello | Hold | Got | Ping | Bye | Path | Command
 
 
 def say(said: Said, number: int | None = None) -> str:
@@ -119,8 +131,12 @@ def say(said: Said, number: int | None = None) -> str:
             data = {"ping": mark}
         case Bye():
             data = {"bye": True}
+        case Path(node):
+            data = {"scenario": node}
         case Pause(on):
             data = {"pause": on}
+        case Chart(on):
+            data = {"map": on}
         case command:
             data = to_json(command) or {}
     return json.dumps(data if number is None else {**data, "input": number})
@@ -147,12 +163,16 @@ def hear(message: str | bytes) -> tuple[Said, int | None]:
             said = Hold(tuple(keys))
         case {"got": serial, **rest} if not rest and _whole(serial):
             said = Got(serial)
-        case {"ping": int() | float() as mark, **rest} if not rest:
+        case {"ping": int() | float() as mark, **rest} if not rest and abs(mark) < FAR:
             said = Ping(mark)
         case {"bye": True, **rest} if not rest:
             said = Bye()
         case {"pause": True | False | None as on, **rest} if not rest:
             said = Pause(on)
+        case {"map": bool(on), **rest} if not rest:
+            said = Chart(on)
+        case {"scenario": node, **rest} if not rest and (node is None or _whole(node)):
+            said = Path(node)
         case _:
             said = _command(data)
     return said, number
@@ -161,12 +181,21 @@ def hear(message: str | bytes) -> tuple[Said, int | None]:
 def _command(data: dict[str, Any]) -> Command:
     try:
         command = from_json(data)
-    except UserError:
+    except (UserError, *BROKEN):
         raise ProtocolError("no such message") from None
     if not isinstance(command, REMOTE) or to_json(command) != data:
         raise ProtocolError("no such message")
-    if isinstance(command, Rewind | Restart) and abs(*data.values()) > MOST_STEPS:
-        raise ProtocolError("a number that is too large")
+    match command:
+        case Rewind(count) | Restart(count):
+            fits = isinstance(count, int) and abs(count) <= MOST_STEPS
+        case Pick(number) | Jump(number) | Name(number, _):
+            fits = _whole(number)
+        case Fork(branches):
+            fits = all(isinstance(key, str) for branch in branches for key in branch.keys)
+        case _:
+            fits = True
+    if not fits:
+        raise ProtocolError("a value that does not fit")
     return command
 
 
@@ -174,7 +203,7 @@ def _object(message: str | bytes) -> dict[str, Any]:
     if not isinstance(message, str):
         raise ProtocolError("a binary message")
     try:
-        data = json.loads(message, parse_constant=_refuse)
+        data = strict_json(message)
     except (ValueError, RecursionError):
         raise ProtocolError("not JSON") from None
     if not isinstance(data, dict):
@@ -182,20 +211,35 @@ def _object(message: str | bytes) -> dict[str, Any]:
     return data
 
 
+def strict_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text, in which all numbers are finite.
+
+    Raises:
+        ValueError, RecursionError: it is none.
+    """
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+
+
 def _refuse(name: str) -> None:
     raise ValueError(name)  # NaN and Infinity are no JSON
 
 
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
 def _whole(value: object) -> bool:
     """Whether a value is a count that fits in a browser's numbers."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < FAR
 
 
 # What the server says
 
 
-def welcome(info: ModelInfo, session: str, resumed: bool) -> str:
-    """Return the server's first message."""
+def welcome(info: ModelInfo, session: str, resumed: bool, fps: float) -> str:
+    """Return the server's first message; `fps` is the pace that it aims at."""
     model = {
         "name": info.name,
         "device": info.device,
@@ -203,6 +247,7 @@ def welcome(info: ModelInfo, session: str, resumed: bool) -> str:
         "dtype": info.dtype,
         "threads": info.threads,
         "starts": info.num_starts,
+        "window": info.window,
         "phrases": list(info.phrases),
     }
     keymap = Keymap(info.spec.actions)
@@ -211,6 +256,7 @@ def welcome(info: ModelInfo, session: str, resumed: bool) -> str:
             "welcome": VERSION,
             "session": session,
             "resumed": resumed,
+            "fps": fps,
             "model": model,
             "world": info.spec.to_json(),
             "keys": keymap.actions,  # what a browser's key is to the world
@@ -227,15 +273,30 @@ class Welcome:
         info: what is played.
         session: id to come back with.
         resumed: whether it is the session that was asked for.
+        fps: frames per second that the server aims at.
     """
 
     info: ModelInfo
     session: str
     resumed: bool
+    fps: float
 
 
-def read_server(message: str) -> "Welcome | Ping | str":
-    """Return what a server says in JSON: a welcome, a pong (as the ping it answers), a notice.
+@dataclass(frozen=True)
+class Kept:
+    """The scenario of a path, as it was asked for with `Path`.
+
+    Attributes:
+        scenario: see `worldmodel.evaluate.scenario`.
+        name: of the frame that it ends at.
+    """
+
+    scenario: dict[str, Any]
+    name: str
+
+
+def read_server(message: str) -> Welcome | Ping | Kept | str:
+    """Return what a server says in JSON: a welcome, a scenario, a notice, a pong as its ping.
 
     Raises:
         ProtocolError: a message that is none of these.
@@ -255,150 +316,17 @@ def read_server(message: str) -> "Welcome | Ping | str":
                     dtype=str(model["dtype"]),
                     threads=int(model["threads"]),
                     num_starts=int(model["starts"]),
+                    window=int(model["window"]),
                     phrases=tuple(map(str, model["phrases"])),
                 )
-                return Welcome(info, str(data["session"]), bool(data["resumed"]))
+                resumed, fps = bool(data["resumed"]), float(data["fps"])
+                return Welcome(info, str(data["session"]), resumed, fps)
             case {"pong": int() | float() as mark}:
                 return Ping(mark)
+            case {"scenario": dict(scenario), "name": str(name)}:
+                return Kept(scenario, name)
             case {"notice": str(text)}:
                 return text
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (UserError, *BROKEN) as error:
         raise ProtocolError(str(error)) from None
     raise ProtocolError("no such message")
-
-
-@dataclass(frozen=True)
-class Shot:
-    """A state worth showing.
-
-    Attributes:
-        snapshot: as the engine published it, without what a viewer has to know for itself (the
-            model, the timeline, when an input was given).
-        input: number of the newest input that its frame answers, or None.
-        notice_age_s: how long ago its notice was written.
-    """
-
-    snapshot: Snapshot
-    input: int | None
-    notice_age_s: float
-
-
-def pack(shot: Shot, quality: int) -> bytes:
-    """Return a state as a binary message: length of the head (4 bytes), head, JPEGs.
-
-    Args:
-        shot: the state.
-        quality: of the JPEGs, 1 to 100.
-    """
-    now = shot.snapshot
-    assert now.now is not None
-    moments = [now.now, *(future.now for future in now.futures)]
-    images = [_jpeg(moment.frame, quality) for moment in moments]
-    answer = now.answer
-    head = {
-        "serial": now.serial,
-        "status": now.status,
-        "now": _moment_json(now.now),
-        "futures": [
-            {
-                **({"say": f.branch.say} if f.branch.say else {"keys": list(f.branch.keys)}),
-                "steps": f.steps,
-                "now": _moment_json(f.now),
-            }
-            for f in now.futures
-        ],
-        "instruction": now.instruction,
-        "answer": [answer.number, answer.question, answer.text] if answer else None,
-        "start": now.start,
-        "denoise_steps": now.denoise_steps,
-        "steps_done": now.steps_done,
-        "fps": round(now.fps, 2),
-        "step_ms": round(now.step_ms, 2),
-        "notice": now.notice,
-        "notice_age_s": round(shot.notice_age_s, 2),
-        "failure": f"{type(now.failure).__name__}: {now.failure}" if now.failure else None,
-        "input": shot.input,
-        "images": [len(image) for image in images],
-    }
-    text = json.dumps(head).encode()
-    return b"".join([len(text).to_bytes(4, "big"), text, *images])
-
-
-def unpack(message: bytes) -> Shot:
-    """Return the state of a binary message.
-
-    Raises:
-        ProtocolError: a message that `pack` would not write.
-    """
-    try:
-        size = int.from_bytes(message[:4], "big")
-        head: dict[str, Any] = json.loads(message[4 : 4 + size])
-        frames, at = [], 4 + size
-        for length in head["images"]:
-            frames.append(_frame(message[at : at + length]))
-            at += length
-        futures = [
-            Future(
-                Branch(tuple(given.get("keys", ())), str(given.get("say", ""))),
-                _moment(given["now"], frame, branch),
-                int(given["steps"]),
-            )
-            for branch, (given, frame) in enumerate(
-                zip(head["futures"], frames[1:], strict=True), start=1
-            )
-        ]
-        answer, failure = head["answer"], head["failure"]
-        snapshot = Snapshot(
-            serial=int(head["serial"]),
-            status=str(head["status"]),
-            now=_moment(head["now"], frames[0]),
-            futures=tuple(futures),
-            instruction=str(head["instruction"]),
-            answer=Answer(int(answer[0]), str(answer[1]), str(answer[2])) if answer else None,
-            start=int(head["start"]),
-            denoise_steps=int(head["denoise_steps"]),
-            steps_done=int(head["steps_done"]),
-            fps=float(head["fps"]),
-            step_ms=float(head["step_ms"]),
-            notice=str(head["notice"]),
-            failure=RuntimeError(str(failure)) if failure else None,
-        )
-        return Shot(snapshot, head["input"], float(head["notice_age_s"]))
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, cv2.error) as error:
-        raise ProtocolError(f"a state that cannot be read: {error}") from None
-
-
-def _moment_json(moment: Moment) -> dict[str, Any]:
-    return {
-        "number": moment.number,
-        "keys": list(moment.keys),
-        "text": moment.text,
-        "instruction": moment.instruction,
-        "node": moment.node,
-    }
-
-
-def _moment(data: Mapping[str, Any], frame: np.ndarray, branch: int = 0) -> Moment:
-    given = Moment(int(data["number"]), frame, tuple(map(str, data["keys"])), branch=branch)
-    return replace(
-        given,
-        text=str(data["text"]),
-        instruction=str(data["instruction"]),
-        node=int(data["node"]),
-    )
-
-
-_FULL_COLOUR = (cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-
-
-def _jpeg(frame: np.ndarray, quality: int) -> bytes:
-    """Frame uint8 RGB [H, W, 3] as JPEG, with all of its colour: the frames are small."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality, *_FULL_COLOUR]
-    return cv2.imencode(".jpg", frame[..., ::-1], options)[1].tobytes()
-
-
-def _frame(image: bytes) -> np.ndarray:
-    found = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
-    if found is None:
-        raise ValueError("a picture that is none")
-    return np.ascontiguousarray(found[..., ::-1])

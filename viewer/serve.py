@@ -14,7 +14,6 @@ import secrets
 import signal
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +28,8 @@ from websockets.http11 import Request, Response
 
 from worldmodel.errors import UserError
 from worldmodel.viewer.engine import Engine
+from worldmodel.viewer.journal import Head
+from worldmodel.viewer.remote_shot import pack
 from worldmodel.viewer.remote_wire import (
     BAD,
     FULL,
@@ -45,11 +46,10 @@ from worldmodel.viewer.remote_wire import (
     Ping,
     ProtocolError,
     hear,
-    pack,
     welcome,
 )
 from worldmodel.viewer.serve_config import ServeConfig, is_loopback
-from worldmodel.viewer.serve_sessions import Outbox, Seat, Seats
+from worldmodel.viewer.serve_sessions import Bucket, Outbox, Seat, Seats
 from worldmodel.viewer.snapshot import ModelInfo, describe
 
 HELLO_S = 5.0
@@ -68,39 +68,28 @@ BYTES_S, BYTES_BURST = 128e3, 512e3
 FAULTS = (1002, 1003, 1007, 1009)
 """Codes that WebSocket itself has for messages that are none, or too large."""
 
-SPARE_CONNECTIONS = 16
-"""Connections beyond one for each session: pages being loaded, people who come back."""
+SPARE_CONNECTIONS = 64
+"""Connections beyond two for each session: pages being loaded, people who come back."""
 
 HISTORY_BYTES = 4 << 20
 """Whole frames that a session keeps."""
 
-PAGE = Path(__file__).with_name("page.html")
+PAGE = {
+    path: (kind, Path(__file__).with_name(name))
+    for path, kind, name in (
+        ("/", "text/html", "page.html"),
+        ("/page.css", "text/css", "page.css"),
+        ("/page.js", "text/javascript", "page.js"),
+        ("/page_map.js", "text/javascript", "page_map.js"),
+    )
+}
+"""What a browser gets: kind and file, by path."""
 
-# The page has all in one file; it may talk to its own server and to nobody else.
+# The page is these files alone; it may talk to its own server and to nobody else.
 _POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-
-
-class Bucket:
-    """A budget that fills at a steady rate, for what somebody may do.
-
-    Args:
-        rate: how much a second.
-        most: how much can be saved up, and is there at first.
-    """
-
-    def __init__(self, rate: float, most: float) -> None:
-        self._rate, self._most, self._left = rate, most, most
-        self._then_s = time.monotonic()
-
-    def take(self, amount: float = 1.0) -> bool:
-        """Spend some of it; returns whether there was enough."""
-        now_s = time.monotonic()
-        filled = self._left + self._rate * (now_s - self._then_s)
-        self._left, self._then_s = min(self._most, filled) - amount, now_s
-        return self._left >= 0
 
 
 class Connection(ServerConnection):
@@ -109,30 +98,38 @@ class Connection(ServerConnection):
     This counts what the library answers by itself too: pings, and parts of messages.
 
     Args:
-        crowd: the connections that there are; this one enters itself.
+        crowd: the connections that there are, oldest first; this one enters itself.
         most: how many there may be.
         args, kwargs: of the library.
 
     Attributes:
         refused: whether the viewer was sent away.
+        seated: whether it has a session.
     """
 
-    def __init__(self, crowd: "set[Connection]", most: int, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, crowd: "dict[Connection, None]", most: int, *args: Any, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.refused = False
+        self.refused = self.seated = False
         self._crowd, self._most = crowd, most
         self._bytes = Bucket(BYTES_S, BYTES_BURST)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take a new connection, or cut it off where there are too many."""
+        """Take a new connection; where there are too many, the oldest stranger is cut off.
+
+        Viewers say at once who they are: most of those who keep silent do not mean well.
+        """
         super().connection_made(transport)
-        self._crowd.add(self)
+        self._crowd[self] = None
         if len(self._crowd) > self._most:
-            self.transport.abort()
+            stranger = next((c for c in self._crowd if not c.seated), self)
+            del self._crowd[stranger]
+            stranger.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Take note that the connection is over."""
-        self._crowd.discard(self)
+        self._crowd.pop(self, None)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -155,20 +152,19 @@ class Door:
     Args:
         seats: the sessions.
         info: what is played.
+        cfg: the settings.
         token: what a viewer has to know, or empty.
-        quality: of the pictures.
     """
 
-    def __init__(self, seats: Seats, info: ModelInfo, token: str, quality: int) -> None:
-        self._seats, self._info = seats, info
-        self._token, self._quality = token, quality
+    def __init__(self, seats: Seats, info: ModelInfo, cfg: ServeConfig, token: str) -> None:
+        self._seats, self._info, self._cfg, self._token = seats, info, cfg, token
         self._here: dict[str, Connection] = {}  # by the id of the session
 
     def answer(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer a request over HTTP: the page, a refusal, or None to let a viewer in."""
         try:
             return self._answer(request)
-        except ValueError:  # an address that is none
+        except (ValueError, LookupError):  # an address that is none, a header that is there twice
             return _plain(http.HTTPStatus.BAD_REQUEST, "That is no request.")
 
     def _answer(self, request: Request) -> Response | None:
@@ -181,8 +177,8 @@ class Door:
             if origin is not None and urlsplit(origin).netloc != host:
                 return _plain(http.HTTPStatus.FORBIDDEN, "This page may not play here.")
             return None
-        if path == "/":
-            return _page()
+        if path in PAGE:
+            return _page(path)
         return _plain(http.HTTPStatus.NOT_FOUND, "There is nothing here.")
 
     async def handle(self, connection: ServerConnection) -> None:
@@ -204,13 +200,16 @@ class Door:
             return await connection.refuse(WRONG_TOKEN, "The token is wrong.")
         seat = self._seats.find(said.session)
         resumed = seat is not None
-        if seat is None and (seat := self._seats.open(said.start)) is None:
-            return await connection.refuse(FULL, "All sessions of this server are taken.")
+        if seat is None:
+            seat = self._seats.open(said.start)
+        if isinstance(seat, str):
+            return await connection.refuse(FULL, seat)
+        connection.seated = True
         if before := self._here.pop(seat.id, None):
             _later(before.close(TAKEN, "The session goes on elsewhere."))
         self._here[seat.id] = connection
         outbox = seat.sit()
-        outbox.put(welcome(self._info, seat.id, resumed))
+        outbox.put(welcome(self._info, seat.id, resumed, self._cfg.fps))
         sender = asyncio.create_task(self._send(connection, outbox))
         try:
             await self._listen(connection, seat, outbox)
@@ -259,13 +258,15 @@ class Door:
 
     async def _send(self, connection: Connection, outbox: Outbox) -> None:
         """Send what there is to send, as fast as the viewer takes it."""
+        known: set[int] = set()  # nodes whose small pictures were sent
+        how = self._cfg.quality, self._cfg.format, known
         try:
             while True:
                 out = await outbox.next()
                 if outbox.stuck:
                     return await connection.refuse(TOO_MANY, "Too much is unread.")
                 if not isinstance(out, str):
-                    out = await asyncio.to_thread(pack, out, self._quality)
+                    out = await asyncio.to_thread(pack, out, *how)
                 async with asyncio.timeout(STALL_S):
                     await connection.send(out)
         except ConnectionClosed:
@@ -284,17 +285,19 @@ def main(cfg: ServeConfig) -> int:
         UserError: no such checkpoint or device, or an address that cannot be listened at.
     """
     from worldmodel.dream import Dream
-    from worldmodel.viewer.serve_model import SharedEngine
+    from worldmodel.viewer.serve_model import Guest, SharedEngine
+    from worldmodel.viewer.serve_trust import Usual
 
     token = cfg.token or os.environ.get("WORLDMODEL_TOKEN", "")
     if not token and not is_loopback(cfg.host):
         token = secrets.token_urlsafe(18)
     dream = Dream.load(cfg.checkpoint, cfg.device, cfg.dtype, cfg.denoise_steps, cfg.guidance)
     engine = SharedEngine(dream.engine.checkpoint, dream.engine.device, dream.engine.dtype)
+    usual = Usual(Guest(engine), (cfg.denoise_steps, cfg.guidance))
 
     def load() -> Dream:
         settings = (cfg.denoise_steps, cfg.guidance, cfg.seed, dream.device_reason)
-        mine = Dream(engine, *settings)
+        mine = Dream(Guest(engine), *settings)
         mine.history = cfg.history
         return mine
 
@@ -303,7 +306,7 @@ def main(cfg: ServeConfig) -> int:
             load,
             fps=cfg.fps,
             start=start,
-            shared=True,
+            gauge=usual.gauge,
             history_bytes=HISTORY_BYTES,
             on_change=on_change,
         )
@@ -311,6 +314,7 @@ def main(cfg: ServeConfig) -> int:
     try:
         return asyncio.run(_serve(cfg, token, describe(dream), make))
     finally:
+        usual.close()
         engine.close()
 
 
@@ -320,12 +324,14 @@ async def _serve(
     info: ModelInfo,
     make: Callable[[int, Callable[[], None]], Engine],
 ) -> int:
-    seats = Seats(make, cfg.sessions, cfg.grace_s, cfg.idle_s)
-    door = Door(seats, info, token, cfg.quality)
+    named = cfg.checkpoint if cfg.checkpoint == Path(cfg.checkpoint).name else info.name
+    head = Head(checkpoint=named, seed=cfg.seed)  # nobody is told the server's folders
+    seats = Seats(make, cfg.sessions, cfg.grace_s, cfg.idle_s, head)
+    door = Door(seats, info, cfg, token)
     most = 2 * cfg.sessions + SPARE_CONNECTIONS
     logger = logging.getLogger("worldmodel.serve")
     logger.addFilter(lambda record: record.getMessage() != "opening handshake failed")  # not ours
-    make_connection: Any = partial(Connection, set(), most)
+    make_connection: Any = partial(Connection, {}, most)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -370,9 +376,10 @@ def greeting(cfg: ServeConfig, port: int, token: str, info: ModelInfo) -> tuple[
     everywhere = cfg.host in ("0.0.0.0", "::", "[::]")
     host = socket.gethostname() if everywhere else cfg.host.strip("[]")
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    people = "one person" if cfg.sessions == 1 else f"{cfg.sessions} people"
     lines = [
         info.line,
-        f"serving {info.name} to {cfg.sessions} people at a time, {cfg.fps:g} frames/s each",
+        f"serving {info.name} to {people} at a time, {cfg.fps:g} frames/s each",
         f"browser: http://{address}/" + (f"#{token}" if token else ""),
         f"window:  worldmodel play remote={address}" + (f" token={token}" if token else ""),
     ]
@@ -400,8 +407,9 @@ def _plain(status: http.HTTPStatus, text: str) -> Response:
     return _response(status, "text/plain; charset=utf-8", f"{text}\n".encode())
 
 
-def _page() -> Response:
-    response = _response(http.HTTPStatus.OK, "text/html; charset=utf-8", PAGE.read_bytes())
+def _page(path: str) -> Response:
+    kind, file = PAGE[path]
+    response = _response(http.HTTPStatus.OK, f"{kind}; charset=utf-8", file.read_bytes())
     response.headers["Content-Security-Policy"] = _POLICY
     return response
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from worldmodel.errors import UserError
 
 LEAST_TOKEN = 12
+FORMATS = ("jpeg", "webp")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class ServeConfig:
     sessions: int = 4
     fps: float = 12.0
     quality: int = 90
+    format: str = "jpeg"
     history: int = 512
     grace_s: float = 120.0
     idle_s: float = 60.0
@@ -37,6 +39,8 @@ class ServeConfig:
                 raise UserError(f"{name} must be {least} to {most}, got {value}.")
         if not 0 < self.fps <= 60:
             raise UserError(f"fps must be above 0 and at most 60, got {self.fps}.")
+        if self.format not in FORMATS:
+            raise UserError(f"format must be {' or '.join(FORMATS)}, not '{self.format}'.")
         if self.grace_s < 0 or self.idle_s <= 0:
             raise UserError("grace_s must not be negative, and idle_s must be positive.")
         if self.token and len(self.token) < LEAST_TOKEN:

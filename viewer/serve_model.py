@@ -37,6 +37,10 @@ class _Wish:
     done: Future[Any] = field(default_factory=Future)
 
 
+Followed = tuple[Stream, tuple[torch.Tensor, ...]]
+"""A stream after a step, and what each denoising pass predicted for it, [1, N, C]."""
+
+
 @dataclass(frozen=True)
 class _Steps:
     """Arguments of `Engine.follow`."""
@@ -80,6 +84,21 @@ class SharedEngine(Engine):
         still: Sequence[bool] = (),
     ) -> list[Stream]:
         """As `Engine.follow`, in one batch with what others ask for."""
+        steps = (streams, texts, noise, given, denoise_steps, guidance, shift, still)
+        return [stream for stream, _ in self.followed(*steps)]
+
+    def followed(
+        self,
+        streams: Sequence[Stream],
+        texts: Sequence[Sequence[int]],
+        noise: torch.Tensor,
+        given: torch.Tensor | None = None,
+        denoise_steps: int = 2,
+        guidance: Sequence[float] = (),
+        shift: float = 1.0,
+        still: Sequence[bool] = (),
+    ) -> list[Followed]:
+        """As `follow`, with what the passes predicted."""
         strength = guidance or [1.0] * len(streams)
         rests = still or [False] * len(streams)
         steps = _Steps(streams, texts, noise, given, denoise_steps, strength, shift, rests)
@@ -153,9 +172,11 @@ class SharedEngine(Engine):
             wish.done.set_result(found[at : at + wish.rows])
             at += wish.rows
 
-    def _follow(self, given: list[_Steps]) -> list[Stream]:
+    def _follow(self, given: list[_Steps]) -> list[Followed]:
         first = given[0]
-        return super().follow(
+        passes: list[torch.Tensor] = []
+        self.watch = passes.append  # nobody else does: a session's own passes are its guest's
+        streams = super().follow(
             [stream for steps in given for stream in steps.streams],
             [text for steps in given for text in steps.texts],
             torch.cat([steps.noise for steps in given], dim=1),
@@ -165,9 +186,53 @@ class SharedEngine(Engine):
             first.shift,
             [rests for steps in given for rests in steps.still],
         )
+        return [
+            (stream, tuple(drawn[i : i + 1] for drawn in passes))
+            for i, stream in enumerate(streams)
+        ]
 
     def _show(self, given: list[torch.Tensor]) -> np.ndarray:
         return super().show(torch.cat(given))
 
     def _see(self, given: list[np.ndarray]) -> torch.Tensor:
         return super().see(np.concatenate(given))
+
+
+class Guest(Engine):
+    """A shared engine as one session sees it: `watch` is told of that session's passes alone.
+
+    Args:
+        shared: does the work.
+    """
+
+    def __init__(self, shared: SharedEngine) -> None:
+        vars(self).update(vars(shared))  # the same model on the same device
+        self.watch = None
+        self._shared = shared
+
+    def follow(
+        self,
+        streams: Sequence[Stream],
+        texts: Sequence[Sequence[int]],
+        noise: torch.Tensor,
+        given: torch.Tensor | None = None,
+        denoise_steps: int = 2,
+        guidance: Sequence[float] = (),
+        shift: float = 1.0,
+        still: Sequence[bool] = (),
+    ) -> list[Stream]:
+        """As `Engine.follow`, in one batch with what others ask for."""
+        steps = (streams, texts, noise, given, denoise_steps, guidance, shift, still)
+        followed = self._shared.followed(*steps)
+        if self.watch:
+            for drawn in zip(*(passes for _, passes in followed), strict=True):
+                self.watch(torch.cat(drawn))
+        return [stream for stream, _ in followed]
+
+    def show(self, latents: torch.Tensor) -> np.ndarray:
+        """As `Engine.show`, in one batch with what others ask for."""
+        return self._shared.show(latents)
+
+    def see(self, frames: np.ndarray) -> torch.Tensor:
+        """As `Engine.see`, in one batch with what others ask for."""
+        return self._shared.see(frames)
