@@ -150,27 +150,32 @@ def wander(session: Session) -> None:
     session.advance(("d",))
 
 
-@pytest.mark.parametrize("kept", [10_000, 40, 1])
+def remembering(states: int) -> ToyDream:
+    """A dream of which a session keeps so many states."""
+    dream = ToyDream()
+    dream.history = states
+    return dream
+
+
+@pytest.mark.parametrize("kept", [10_000, 24, 10, 4, 1])
 def test_every_node_is_reached_again_exactly_however_little_is_kept(kept, monkeypatch) -> None:
-    monkeypatch.setattr(recall, "KEPT_STATES", kept)
-    session = Session(ToyDream())
+    monkeypatch.setattr(recall, "EVERY", 3)
+    session = Session(remembering(kept))
     wander(session)
     frames = {node.id: session.film.whole(node.id) for node in session.tree}
     assert all(frame is not None for frame in frames.values())
-    order = np.random.default_rng(0).permutation(len(frames))
+    rng = np.random.default_rng(0)
+    order = [node for _ in range(6) for node in rng.permutation(len(frames))]
     for node in map(int, order):
         session.jump(node)
         assert np.array_equal(session.world.frame, frames[node]), node
         assert session.length == session.tree[node].number
     assert session.world.denoise_steps == 8  # a setting, not a part of the past
-    if kept == 1:
-        assert session._recall.states < 16
+    assert session._recall.size <= kept + 1
 
 
-def test_jumping_tells_how_far_it_is_when_it_imagines_again(monkeypatch) -> None:
-    monkeypatch.setattr(recall, "KEPT_STATES", 1)
-    monkeypatch.setattr(recall, "MAX_KEPT", 1)
-    session = Session(ToyDream())
+def test_jumping_tells_how_far_it_is_when_it_imagines_again() -> None:
+    session = Session(remembering(1))
     told = []
     session.on_recall = lambda done, of: told.append((done, of))
     for _ in range(5):
@@ -211,7 +216,7 @@ def test_the_outline_shows_starts_ends_forks_and_names_in_rows() -> None:
     assert [(s.row, s.column) for s in (at[0], at[2], at[3])] == [(0, 0), (0, 1), (0, 2)]
     ends = [stop for stop in stops if stop.column == 3]
     assert [stop.row for stop in ends] == [0, 1, 2]
-    assert [stop.label for stop in ends] == ["w", "a, nothing", "turn right"]
+    assert [stop.label for stop in ends] == ["w", "a", "turn right"]
     assert [stop.led for stop in ends] == ["keys", "keys", "say"]
     assert [stop.here for stop in ends] == [False, True, False]
     assert [stop.steps for stop in ends] == [5, 6, 5]
@@ -339,7 +344,7 @@ def test_the_path_to_a_node_is_a_scenario_that_gives_its_texts(tmp_path) -> None
 # The real model, and the engine
 
 
-def test_a_real_dream_is_recalled_to_the_bit_and_its_session_plays_again(monkeypatch) -> None:
+def test_a_real_dream_is_recalled_to_the_bit_and_its_session_plays_again() -> None:
     make_dream = runpy.run_path(str(Path(__file__).with_name("test_dream.py")))["make_dream"]
     commands = (
         *[Advance(("w",))] * 2,
@@ -355,8 +360,10 @@ def test_a_real_dream_is_recalled_to_the_bit_and_its_session_plays_again(monkeyp
         Advance(("a",)),
     )
 
-    def play() -> Session:
-        session = Session(make_dream(guidance=2.0))
+    def play(states: int) -> Session:
+        dream = make_dream(guidance=2.0)
+        dream.history = states
+        session = Session(dream)
         for command in commands:
             match command:
                 case Advance(keys):
@@ -373,11 +380,10 @@ def test_a_real_dream_is_recalled_to_the_bit_and_its_session_plays_again(monkeyp
                     session.restart(offset)
         return session
 
-    session, again = play(), play()
+    session, again = play(1), play(100)
     frames = [session.film.whole(node.id) for node in session.tree]
     assert all(np.array_equal(frame, again.film.whole(node)) for node, frame in enumerate(frames))
     assert list(session.tree) == list(again.tree)
-    monkeypatch.setattr(recall, "MAX_KEPT", 1)
     for node in (9, 0, len(frames) - 1, 7, 4, 10):
         session.jump(node)
         assert np.array_equal(session.world.frame, frames[node]), node

@@ -22,7 +22,7 @@ from worldmodel.viewer.starts import Context, Reality
 from worldmodel.viewer.tree import Input, Tree
 from worldmodel.world import World
 
-HISTORY_BYTES = 32 << 20
+HISTORY_BYTES = 24 << 20
 """Whole frames kept; of older ones a small picture is."""
 
 MAX_BRANCHES = 9
@@ -119,13 +119,14 @@ class Session:
         self.ended = False
         self.on_recall: Callable[[int, int], None] | None = None
         """Called with how many of how many steps a jump has imagined again."""
-        self._recall = Recall(self.tree, self._reset)
+        # The world's own past is a line, and the session's a tree: it keeps that itself.
+        self._recall = Recall(self.tree, self._reset, getattr(world, "history", 1))
+        if hasattr(world, "history"):
+            world.history = 1  # type: ignore[attr-defined]
         self._contexts: dict[int, Context] = {}  # of the starts that have one
         self._context = context
         self._start = start
         self._said: str | None = None  # given since the current frame
-        self._told = False  # whether anything was said to the world at the current frame
-        self._untold: Any = None  # the world before that, if it was told and can be forked
         self._lives: list[_Life] = []
         self._path: list[int] = []
         self._shown: Moment | None = None
@@ -196,8 +197,7 @@ class Session:
 
     def restart(self, offset: int = 0) -> Moment:
         """Begin again, `offset` start scenes further on. The instruction is dropped."""
-        if self._path:
-            self._part()
+        self._lives = []
         start = max(0, self._start + offset)
         context = None if offset else self._context
         if context and not _can(self.world, "say"):
@@ -219,7 +219,7 @@ class Session:
             UserError: there is no real world beside the dream.
         """
         beside = self._real()
-        self._part()
+        self._lives = []
         context, origin = beside.here(self.at)
         beside.root_here(self._begin(self._start, context), origin)
         return self.now
@@ -241,7 +241,8 @@ class Session:
         if context:
             self._contexts[root.id] = context
         self.instruction, self.ended, self._said = "", False, None
-        self._arrive(root.id, frame, [root.id])
+        self._path = [root.id]
+        self._note(root.id, self.world, frame)
         return root.id
 
     def advance(self, keys: Sequence[str] = ()) -> Moment:
@@ -259,9 +260,9 @@ class Session:
         step = self.world.step(action)  # type: ignore[arg-type]
         self.ended = step.terminated or step.truncated
         node = self.tree.grow(self.at, self._input(action, self._said), step.text)
-        self._said, self._told, self._untold = None, False, None
+        self._said = None
         self._path.append(node.id)
-        self.film.add(node.id, node.number, step.frame)
+        self._note(node.id, self.world, step.frame)
         if self._beside:
             self._beside.settle(node.id)
         return self.now
@@ -276,7 +277,7 @@ class Session:
         clean = clean_sentence(text) if text.strip() else ""
         if not _can(self.world, "say"):
             raise UserError(f"The world '{self.world.spec.name}' does not listen to sentences.")
-        self._tell(clean)
+        self.world.say(clean or None)  # type: ignore[attr-defined]
         self.instruction = self._said = clean
         return clean
 
@@ -298,7 +299,7 @@ class Session:
         Raises:
             UserError: a world that cannot go back.
         """
-        if not _can(self.world, "rewind"):
+        if not _can(self.world, "fork"):
             raise UserError(f"The world '{self.world.spec.name}' cannot go back in time.")
         steps = min(max(steps, 0), self.length)
         return self.jump(self.tree.ancestor(self.at, self.length - steps))
@@ -310,24 +311,24 @@ class Session:
             UserError: no such node, or a world that cannot do that.
         """
         target = self.tree[node]
-        if not (_can(self.world, "rewind") and _can(self.world, "fork")):
+        if not _can(self.world, "fork"):
             raise UserError(f"The world '{self.world.spec.name}' cannot go back in time.")
         if target.id == self.at and not self._lives:
             return self.now
-        self._part()
-        untold = not self._told
+        self._lives = []
+        world: Any = self.world
         if target.id != self.at:
-            denoise_steps = _denoise_steps(self.world)
-            self.world, untold = self._recall.reach(target.id, self.world, self.on_recall)
-            self.world.denoise_steps = denoise_steps  # type: ignore[attr-defined]
+            world = self._recall.reach(target.id, world, self.on_recall)
+            world.denoise_steps = _denoise_steps(self.world)
+        self.world = world
         self._start = target.start
         self._context = self._contexts.get(self.tree.ancestor(target.id, 0))
         self.ended = False
-        self._arrive(target.id, self.world.frame, self.tree.path(target.id))  # type: ignore[attr-defined]
+        self._path = self.tree.path(target.id)
+        self.film.add(target.id, target.number, world.frame)
         if self._beside:
             self._beside.reach(target.id)
-        self._told = not untold
-        self._tell(self.instruction)  # the past had another one, or none
+        world.say(self.instruction or None)  # the past had another one, or none
         self._said = self.instruction if self.instruction or target.instruction else None
         return self.now
 
@@ -359,7 +360,6 @@ class Session:
                 dream.say(branch.say or None)
                 said = branch.say
             lives.append(_Life(branch, dream, self.at, said))
-        self._part()
         self._lives = lives
         return self.futures
 
@@ -380,7 +380,7 @@ class Session:
         )
         for life, node, step in zip(lives, nodes, steps, strict=True):
             life.at, life.said = node.id, None
-            self.film.add(node.id, node.number, step.frame)
+            self._note(node.id, life.dream, step.frame)
         return tuple(future.now for future in self.futures)
 
     def pick(self, index: int) -> Moment:
@@ -391,13 +391,8 @@ class Session:
         """
         if not 0 <= index < len(self._lives):
             raise UserError(f"There is no branch {index + 1} to take.")
-        life = self._lives.pop(index)
-        self._part()
-        if life.at == self.at:  # nothing was imagined yet
-            self._untold = self._untold if self._told else self.world
-            self._told = True
-        else:
-            self._untold, self._told = None, False
+        life = self._lives[index]
+        self._lives = []
         self.world = life.dream
         self.instruction, self._said = life.branch.say, life.said
         self._path = self.tree.path(life.at)
@@ -407,9 +402,6 @@ class Session:
 
     def leave(self) -> Moment:
         """Close the fork; its branches stay in the tree."""
-        for life in self._lives:
-            if life.at != self.at:
-                self._recall.keep(life.at, life.dream)
         self._lives = []
         return self.now
 
@@ -419,7 +411,7 @@ class Session:
         stride = 1
         while len(path) > 1 and -(-(len(path) - 1) // stride) > most - 1:
             stride *= 2
-        seen = [node for node in path[:-1:stride] if self.film.small(node) is not None]
+        seen = [node for node in path[:-1:stride] if node in self.film]
         return (*(self.moment(node) for node in seen), self.now)
 
     def clip(self, steps: int) -> list[np.ndarray]:
@@ -448,24 +440,11 @@ class Session:
         moved = action if action and not action.keys and not action.idle else None
         return Input(keys, said, self.instruction, _denoise_steps(self.world), moved)
 
-    def _part(self) -> None:
-        """Leave the fork and remember the world as it is: somebody may want to come back."""
-        self.leave()
-        untold = self._untold if self._told else self.world
-        if untold is not None and _can(untold, "fork"):
-            self._recall.keep(self.at, untold)
-
-    def _tell(self, text: str) -> None:
-        """Say something to the world, and remember how it was before, for `_part`."""
-        world: Any = self.world
-        before = None if self._told or not _can(world, "fork") else world.fork(1)[0]
-        world.say(text or None)
-        if not self._told:
-            self._told, self._untold = True, before
-
-    def _arrive(self, node: int, frame: np.ndarray, path: list[int]) -> None:
-        self._path, self._told, self._untold = path, False, None
+    def _note(self, node: int, world: World, frame: np.ndarray) -> None:
+        """Remember a node that has just come: its frame, and the world if that can be forked."""
         self.film.add(node, self.tree[node].number, frame)
+        if _can(world, "fork"):
+            self._recall.keep(node, world)
 
     def _action(self, keys: Sequence[str], instruction: str) -> Action | None:
         return self.world.spec.actions.press(keys) if keys or not instruction else None

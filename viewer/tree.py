@@ -70,7 +70,7 @@ class Tree:
 
     def __init__(self) -> None:
         self._nodes: list[Node] = []
-        self._children: dict[int, list[int]] = {}
+        self._others: dict[int, list[int]] = {}  # children that have not the number after it
         self._same: dict[Any, Any] = {}  # texts and keys repeat: each is kept once
         self.names: dict[int, str] = {}
         """Names given to nodes, by id."""
@@ -139,7 +139,9 @@ class Tree:
 
     def children(self, node: int) -> tuple[int, ...]:
         """Return the ids of the nodes that follow a node; those of -1 are the starts."""
-        return tuple(self._children.get(node, ()))
+        after = node + 1
+        follows = after < len(self._nodes) and self._nodes[after].parent == node
+        return (*((after,) if follows else ()), *self._others.get(node, ()))
 
     def ancestor(self, node: int, number: int) -> int:
         """Return the id of the node on the path to `node` that is `number` steps from its start."""
@@ -158,7 +160,7 @@ class Tree:
     def is_stop(self, node: int) -> bool:
         """Whether a node is a start, an end, named, or one where futures part."""
         parent = self._nodes[node].parent
-        return parent < 0 or node in self.names or len(self._children.get(node, ())) != 1
+        return parent < 0 or node in self.names or len(self.children(node)) != 1
 
     def _step(
         self, parent: int, given: Input, text: str, node: int, team: tuple[int, ...] = ()
@@ -183,5 +185,6 @@ class Tree:
 
     def _add(self, node: Node) -> Node:
         self._nodes.append(node)
-        self._children.setdefault(node.parent, []).append(node.id)
+        if node.parent != node.id - 1:
+            self._others.setdefault(node.parent, []).append(node.id)
         return node

@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from worldmodel.errors import UserError
+from worldmodel.heap import give_back
 
 STRIP_FRAMES = 8
 GIF_COLOURS = 128
@@ -75,6 +76,8 @@ class VideoWriter:
             self._error = error
             while self._queue.get() is not None:  # nobody may block on a full queue
                 pass
+        finally:
+            give_back()
 
     def _write(self) -> None:
         item = self._queue.get()

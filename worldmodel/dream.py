@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from worldmodel import checkpoint as checkpoints
+from worldmodel import heap
 from worldmodel.actions import Action
 from worldmodel.devices import choose_device, choose_dtype
 from worldmodel.errors import UserError
@@ -23,7 +24,13 @@ from worldmodel.text import EOS, clean_sentence
 from worldmodel.world import Step, WorldSpec
 
 MAX_INSTRUCTION_TOKENS = 48
-MAX_HISTORY = 2048
+MAX_HISTORY = 768
+"""Most steps that a dream can go back to: about 100 MiB with doom-nano,"""
+MAX_HISTORY_BYTES = 1 << 30
+"""and of a larger model so many as take this much,"""
+MIN_HISTORY = 64
+"""but not fewer than this."""
+
 STILL_GUIDANCE = 1.4
 """Most guidance of a step that stands still. The view is fed back unchanged then, and more would
 raise its contrast step after step, until after some 50 it is noise (docs/models.md)."""
@@ -35,7 +42,7 @@ class Dream:
     Attributes:
         denoise_steps: network passes a frame; 1, 2 or 4 are trained for, more is slower.
         guidance: strength of action text and instruction, 1 for plain; see `STILL_GUIDANCE`.
-        history: states that are kept to go back to; forks keep as many.
+        history: states that are kept to go back to; forks keep as many. See `MAX_HISTORY`.
     """
 
     def __init__(
@@ -50,7 +57,7 @@ class Dream:
         self.denoise_steps = denoise_steps
         self.guidance = guidance
         self.device_reason = device_reason
-        self.history = MAX_HISTORY
+        self.history = _history(engine)
         self._seed = seed  # of the noise, for the life of the dream
         self._number = 0  # which start; takes part in the noise, so that each has its own
         self._streams: list[Stream] = []
@@ -70,6 +77,7 @@ class Dream:
         Raises:
             UserError: no such checkpoint or device, or a damaged file.
         """
+        heap.settle()
         loaded = checkpoints.load(checkpoint)
         chosen, reason = choose_device(device)
         engine = Engine(loaded, chosen, choose_dtype(dtype, chosen))
@@ -127,6 +135,16 @@ class Dream:
     def instruction(self) -> str:
         """The instruction that holds, or an empty string."""
         return self._stream.instruction
+
+    @property
+    def pieces(self) -> frozenset[int]:
+        """The keys and values of frames that the current state holds, by identity.
+
+        States share them, so those of several states together say what these take.
+        """
+        frame = self.engine.core.config.frame_tokens
+        segments = self._stream.segments
+        return frozenset(id(s.kv) for s in segments if s.kv.shape[3] > frame and not s.instruction)
 
     @property
     def _stream(self) -> Stream:
@@ -220,7 +238,7 @@ class Dream:
         return steps
 
     def rewind(self, n: int) -> Step:
-        """Go back n imagined frames (to the start at most)."""
+        """Go back n imagined frames: to the start at most, and to the oldest state that is kept."""
         back = min(max(n, 0), len(self._streams) - 1)
         if back:
             del self._streams[-back:]
@@ -395,6 +413,14 @@ class Dream:
                 f"{len(frames)} frames need {len(frames) - 1} actions between, got {len(actions)}."
             )
         return frames, [table.text(action) for action in actions]
+
+
+def _history(engine: Engine) -> int:
+    """How many steps a dream of this engine keeps."""
+    config = engine.core.config
+    values = 2 * config.depth * config.kv_heads * config.width // config.heads  # of a token
+    step_bytes = values * (config.frame_tokens + 1) * engine.dtype.itemsize
+    return min(MAX_HISTORY, max(MIN_HISTORY, MAX_HISTORY_BYTES // step_bytes))
 
 
 def _asked(question: str) -> str:
