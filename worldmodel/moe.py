@@ -269,14 +269,24 @@ def _sliced_products(
     `ends` [E + S] are where the experts' rows end.
     """
     counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
+    # At play filled up to multiples, so that few shapes occur: oneDNN remembers each at 0.3 MiB.
+    fill = 1 if torch.is_grad_enabled() else 16
     parts = zip(rows.split(counts), shares.split(counts), w_in, w_out, strict=True)
     return torch.cat(
         [
-            F.linear(_swiglu(F.linear(part, up)) * share, down)
+            F.linear(_swiglu(F.linear(_filled(part, fill), up)) * _filled(share, fill), down)[
+                : len(part)
+            ]
             for part, share, up, down in parts
             if len(part)
         ]
     )
+
+
+def _filled(rows: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Rows [T, ...] with zeros behind them, to a multiple of so many."""
+    missing = -len(rows) % multiple
+    return F.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def _grouped_products(
