@@ -22,7 +22,8 @@ class PlayConfig:
     image: str = ""
     camera: str = ""
     fps: float = 12.0
-    adapt: bool = False
+    adapt: bool = True
+    fulfil: bool = True
     headless: bool = False
     script: str = ""
     session: str = ""

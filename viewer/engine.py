@@ -68,6 +68,8 @@ class Engine:
         lockstep: begin paused and take steps only for `Advance`, for scripts, until `Live`; a
             command that fails then counts as a failure instead of a notice.
         adapt: take fewer denoising steps where the pace is not kept.
+        fulfil: drop an instruction that the frames fulfil, see `worldmodel.viewer.fulfil`; never
+            in lockstep.
         journal: opens the session's file, once there is a world.
         history_bytes: memory for whole frames, see `Session`.
         gauge: makes the trust meter for the world's model, see `Instruments`.
@@ -88,6 +90,7 @@ class Engine:
         beside: Reality | None = None,
         lockstep: bool = False,
         adapt: bool = False,
+        fulfil: bool = False,
         journal: Callable[[World], Journal] | None = None,
         history_bytes: float | None = None,
         gauge: "Callable[[Any], Gauge | None] | None" = None,
@@ -102,9 +105,11 @@ class Engine:
         self._open_journal, self._journal = journal, None
         self._history_bytes = history_bytes
         self._gauge = gauge
+        self._fulfil = fulfil
         self._charting = False
         self._instruments = Instruments(None)
         self._taken = 0
+        self._apart_s = 0.0
         self.session: Session | None = None
         """What is played, once there is a world; it belongs to the thread until that has ended."""
         self._period_s = 1.0 / fps if fps else 0.0
@@ -411,8 +416,10 @@ class Engine:
         step_s = self._snapshot.step_ms / 1e3
         reading = self._instruments.after(session.world, not session.futures, step_s)
         if self._lockstep and self._instruments.work_s is not None:
+            begin_s = time.perf_counter()
             while self._instruments.work_s is not None:  # so that the same frames are always read
                 self._instruments.work()
+            self._apart_s += time.perf_counter() - begin_s
             self._rate.restart()  # that is not the pace of play
         elif self._instruments.overdue:
             self._instruments.work()
@@ -424,6 +431,22 @@ class Engine:
         rests = self._snapshot.status == "paused" and not self._lockstep
         if changed or (rests and after != before):
             self._publish(session, input_s=self._snapshot.input_s)
+        if self._fulfil and not self._lockstep and not session.futures:
+            self._settle(session)
+
+    def _settle(self, session: Session) -> None:
+        """Drop the instruction if the current frame fulfils it, as the user would."""
+        told = session.instruction
+        if not told or not self._instruments.fulfilled(session):
+            return
+        session.say("")
+        self._write(session, Say(""))
+        self._publish(
+            session,
+            notice=f"done: {told}",
+            notice_s=time.perf_counter(),
+            input_s=self._snapshot.input_s,
+        )
 
     def _calibrate(self, session: Session) -> None:
         """Use a moment in which there is nothing else to do."""
@@ -462,6 +485,7 @@ class Engine:
                 "start": session.start,
                 "begin": self._begin,
                 "imagined": int(getattr(session.world, "length", 0)),
+                "apart_s": self._apart_s,
                 "wanted_fps": 1 / self._period_s if self._period_s else 0.0,
                 "denoise_steps": getattr(session.world, "denoise_steps", 0),
                 "input_s": None,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from worldmodel.viewer.fulfil import Fulfilment
 from worldmodel.viewer.obedience import Obedience, Obeyed
 from worldmodel.viewer.reading import Reading
 
@@ -64,6 +65,7 @@ class Instruments:
         self._gauge: Gauge | None = None
         self._watch: Watch | None = None
         self._obedience: Obedience | None = None
+        self._fulfilment: Fulfilment | None = None
         self._shared = gauge is not None  # with others, whose passes are in the same batch
         self._trend: deque[float] = deque(maxlen=TREND)
         self._settings = (0, 1.0)  # of the last step
@@ -123,6 +125,12 @@ class Instruments:
             self._obedience = Obedience.of(self._engine)
         obeyed = self._obedience.read(session) if self._obedience else None
         self.dials = replace(self.dials, obeyed=obeyed or self.dials.obeyed)
+
+    def fulfilled(self, session: "Session") -> bool:
+        """Look whether the current frame fulfils the instruction; after each step under one."""
+        if self._fulfilment is None and self._engine:
+            self._fulfilment = Fulfilment.of(self._engine)
+        return self._fulfilment is not None and self._fulfilment.read(session)
 
     @property
     def work_s(self) -> float | None:

@@ -122,9 +122,7 @@ class Stats:
         if input_s is not None:
             self.latencies_ms.append((now_s - input_s) * 1e3)
 
-    @property
-    def fps(self) -> float:
-        """Imagined frames per second from the first one shown to the last."""
-        if self._first is None or self._last[1] <= self._first[1]:
-            return 0.0
-        return (self._last[0] - self._first[0]) / (self._last[1] - self._first[1])
+    def fps(self, apart_s: float = 0.0) -> float:
+        """Imagined frames per second from the first one shown to the last, without `apart_s`."""
+        spent_s = self._last[1] - self._first[1] - apart_s if self._first else 0.0
+        return (self._last[0] - self._first[0]) / spent_s if self._first and spent_s > 0 else 0.0

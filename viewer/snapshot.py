@@ -70,6 +70,8 @@ class Snapshot:
         steps_done: steps taken since the program began; rewinding does not lower it.
         fps: steps per second lately. wanted_fps: those aimed at, 0 for as many as can be.
         step_ms: milliseconds of the last step.
+        apart_s: seconds that a script stood still while real frames were measured for the trust
+            meter; a person who plays does not wait for that.
         input_s: time (`time.perf_counter`) of the input that the current frame answers, or None.
         notice: a sentence for the user, and when (`time.perf_counter`) it was written.
         commands_done: commands carried out since the program began.
@@ -96,6 +98,7 @@ class Snapshot:
     fps: float = 0.0
     wanted_fps: float = 0.0
     step_ms: float = 0.0
+    apart_s: float = 0.0
     input_s: float | None = None
     notice: str = ""
     notice_s: float = 0.0
