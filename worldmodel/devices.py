@@ -20,7 +20,8 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
     if kind == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), f"found {torch.cuda.get_device_name()}"
-        return torch.device("cpu"), f"no CUDA device found, {torch.get_num_threads()} threads"
+        count = torch.get_num_threads()
+        return torch.device("cpu"), f"no CUDA device found, {count} thread{'s' * (count != 1)}"
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(
             f"device={name} was asked for, but this PyTorch finds no CUDA device. Use device=cpu, "
