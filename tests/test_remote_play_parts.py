@@ -10,7 +10,6 @@ from pathlib import Path as FilePath
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from worldmodel.cli import main
@@ -359,7 +358,7 @@ def shared(tiny, monkeypatch):
     """A shared engine that waits long for others, and how many wishes it did at a time."""
     monkeypatch.setattr(serve_model, "GATHER_S", 0.5)
     dream = Dream.load(tiny, device="cpu", dtype="float32")
-    engine = SharedEngine(dream.engine.checkpoint, dream.engine.device, dream.engine.dtype)
+    engine = SharedEngine(dream.engine)
     teams = []
     done = engine._do
     monkeypatch.setattr(engine, "_do", lambda wishes: teams.append(len(wishes)) or done(wishes))
@@ -422,8 +421,8 @@ def test_a_step_that_fails_harms_no_other_one(shared):
 
 
 def test_a_closed_model_answers_nobody(tiny):
-    dream = Dream.load(tiny)
-    engine = SharedEngine(dream.engine.checkpoint, torch.device("cpu"), torch.float32)
+    dream = Dream.load(tiny, device="cpu", dtype="float32")
+    engine = SharedEngine(dream.engine)
     engine.close()
     with pytest.raises(RuntimeError, match="no longer served"):
         Dream(engine).reset()

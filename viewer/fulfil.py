@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from worldmodel.envs.grammar import phrasings
 from worldmodel.errors import UserError
 from worldmodel.world import WorldSpec
@@ -141,15 +139,14 @@ class Fulfilment:
         self._asking, self._rest = 0, 0  # number of the next question; steps before it
 
     def _turn(self, session: "Session", goal: Goal, node: "Node") -> bool | None:
-        if node.number < 2:  # the reader needs the frame before the one that a step starts from
+        frames = session.triple(node.id)
+        if frames is None:
             return None
-        before = session.tree[node.parent]
-        frames = [session.film.whole(at) for at in (before.parent, before.id, node.id)]
         if self._load:
             self._reader, self._load = self._load(), None
-        if self._reader is None or any(frame is None for frame in frames):
+        if self._reader is None:
             return None
-        (motion,) = self._reader.motion(np.stack(frames))  # type: ignore[arg-type]
+        (motion,) = self._reader.motion(frames)
         self._degrees += float(motion[2])
         return goal.turned(self._degrees)
 

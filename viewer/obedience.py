@@ -10,8 +10,6 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from worldmodel.actions import ActionTable
 from worldmodel.errors import UserError
 from worldmodel.viewer.tree import Node, action_of
@@ -84,11 +82,10 @@ class Obedience:
         self._steps += 1
         if self._steps % EVERY != 1:
             return None
-        before = session.tree[node.parent]
-        frames = [session.film.whole(at) for at in (before.parent, before.id, node.id)]
-        if any(frame is None for frame in frames):
+        frames = session.triple(node.id)
+        if frames is None:
             return None
-        seen = int(self._reader.predict(np.stack(frames))[0])  # type: ignore[arg-type]
+        seen = int(self._reader.predict(frames)[0])
         self._right.append(seen == told)
         keys = [self._table.from_mask(mask).keys for mask in (told, seen)]
         words = ("+".join(held) or NOTHING for held in keys)

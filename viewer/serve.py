@@ -292,7 +292,7 @@ def main(cfg: ServeConfig) -> int:
     if not token and not is_loopback(cfg.host):
         token = secrets.token_urlsafe(18)
     dream = Dream.load(cfg.checkpoint, cfg.device, cfg.dtype, cfg.denoise_steps, cfg.guidance)
-    engine = SharedEngine(dream.engine.checkpoint, dream.engine.device, dream.engine.dtype)
+    engine = SharedEngine(dream.engine)
     usual = Usual(Guest(engine), (cfg.denoise_steps, cfg.guidance))
 
     def load() -> Dream:

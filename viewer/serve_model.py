@@ -4,13 +4,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from worldmodel.checkpoint import Checkpoint
 from worldmodel.stream import Engine, Stream
 
 MAX_ROWS = 32
@@ -62,10 +61,13 @@ class SharedEngine(Engine):
     first and as one batch with all that is of its kind, so nobody waits for more than one batch
     before its turn. Frames can differ in the last bits from those of a rollout on its own. Only
     questions, which are text, are read in the thread of who asks.
+
+    Args:
+        engine: the model; nobody else may use it meanwhile.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(checkpoint, device, dtype)
+    def __init__(self, engine: Engine) -> None:
+        vars(self).update(vars(engine))
         self._wishes: deque[_Wish] = deque()
         self._change = threading.Condition()
         self._closed = False
@@ -84,25 +86,19 @@ class SharedEngine(Engine):
         still: Sequence[bool] = (),
     ) -> list[Stream]:
         """As `Engine.follow`, in one batch with what others ask for."""
-        steps = (streams, texts, noise, given, denoise_steps, guidance, shift, still)
-        return [stream for stream, _ in self.followed(*steps)]
+        steps = _Steps(streams, texts, noise, given, denoise_steps, guidance, shift, still)
+        return [stream for stream, _ in self.followed(steps)]
 
-    def followed(
-        self,
-        streams: Sequence[Stream],
-        texts: Sequence[Sequence[int]],
-        noise: torch.Tensor,
-        given: torch.Tensor | None = None,
-        denoise_steps: int = 2,
-        guidance: Sequence[float] = (),
-        shift: float = 1.0,
-        still: Sequence[bool] = (),
-    ) -> list[Followed]:
+    def followed(self, steps: _Steps) -> list[Followed]:
         """As `follow`, with what the passes predicted."""
-        strength = guidance or [1.0] * len(streams)
-        rests = still or [False] * len(streams)
-        steps = _Steps(streams, texts, noise, given, denoise_steps, strength, shift, rests)
-        return self._ask(("follow", given is None, denoise_steps, shift), len(streams), steps)
+        rows = len(steps.streams)
+        steps = replace(
+            steps,
+            guidance=steps.guidance or [1.0] * rows,
+            still=steps.still or [False] * rows,
+        )
+        kind = ("follow", steps.given is None, steps.denoise_steps, steps.shift)
+        return self._ask(kind, rows, steps)
 
     def show(self, latents: torch.Tensor) -> np.ndarray:
         """As `Engine.show`, in one batch with what others ask for."""
@@ -222,8 +218,8 @@ class Guest(Engine):
         still: Sequence[bool] = (),
     ) -> list[Stream]:
         """As `Engine.follow`, in one batch with what others ask for."""
-        steps = (streams, texts, noise, given, denoise_steps, guidance, shift, still)
-        followed = self._shared.followed(*steps)
+        steps = _Steps(streams, texts, noise, given, denoise_steps, guidance, shift, still)
+        followed = self._shared.followed(steps)
         if self.watch:
             for drawn in zip(*(passes for _, passes in followed), strict=True):
                 self.watch(torch.cat(drawn))

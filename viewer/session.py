@@ -179,6 +179,16 @@ class Session:
             frame = np.zeros((1, 1, 3), np.uint8)
         return Moment(given.number, frame, given.keys, given.text, given.instruction, node)
 
+    def triple(self, node: int) -> np.ndarray | None:
+        """Return the frames uint8 [3, H, W, 3] of the step to a node, and the one before that.
+
+        None where one of them is gone, or was never there.
+        """
+        parent = self.tree[node].parent
+        before = self.tree[parent].parent if parent >= 0 else -1
+        frames = [self.film.whole(at) for at in (before, parent, node)]
+        return None if any(frame is None for frame in frames) else np.stack(frames)  # type: ignore[arg-type]
+
     def start_of(self, node: int) -> Start:
         """Return what a scenario calls the start of the path to a node.
 

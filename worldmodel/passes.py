@@ -59,20 +59,21 @@ class Pass:
         self.engine = engine
         device, n = engine.device, engine.core.config.frame_tokens
         self.rows, self.frame_tokens = len(streams), n
+        bare = bare or [()] * self.rows
         self.lengths = [len(row) for row in words]
         self.owed = any(s.owed for s in streams)
         self.pad = _up(max(self.lengths), engine.words_by)
-        self.bare = max(map(len, bare), default=0)
+        self.bare = max(map(len, bare))
         self.first = (n + 1) * self.owed + self.pad + self.bare  # tokens before the frame
         self.cache, seen = cached(engine, streams, self.first + 2 * n)
         self.past = self.cache.length
 
-        told = [np.full((self.rows, 1), EOI)] * self.owed
-        told += [_padded(row, size) for row, size in ((words, self.pad), (bare, self.bare)) if size]
-        self.ids = torch.from_numpy(np.concatenate(told, axis=1) if told else _padded(words, 0))
-        self.ids = self.ids.to(device)
-        self.mask = self._mask(streams, seen, [len(row) for row in bare]).to(device)
-        self.position = self._position(streams, [len(row) for row in bare]).to(device)
+        ends = torch.full((self.rows, int(self.owed)), EOI)
+        told = [ends, _padded(words, self.pad), _padded(bare, self.bare)]
+        self.ids = torch.cat(told, dim=1).to(device)
+        lengths = [len(row) for row in bare]
+        self.mask = self._mask(streams, seen, lengths).to(device)
+        self.position = self._position(streams, lengths).to(device)
         vision = torch.zeros(self.rows, self.first + 2 * n, dtype=torch.bool)
         vision[:, : n * self.owed] = True
         vision[:, self.first :] = True
@@ -127,14 +128,12 @@ class Pass:
             own[:, n:, :after] |= there
         for told, drawn, lengths in ((words, frame, self.lengths), (twins, twin, bare)):
             size = told.stop - told.start
-            if size:
-                real = (torch.arange(size) < torch.tensor(lengths).unsqueeze(1)).unsqueeze(1)
-                own[:, told, told] |= real & torch.ones(size, size, dtype=torch.bool).tril()
-                own[:, drawn, told] |= real
+            real = (torch.arange(size) < torch.tensor(lengths).unsqueeze(1)).unsqueeze(1)
+            own[:, told, told] |= real & torch.ones(size, size, dtype=torch.bool).tril()
+            own[:, drawn, told] |= real
             own[:, drawn, drawn] = True
-        if self.bare:
-            for part in (twins, twin):
-                mask[:, part, :past] = seen.bare.unsqueeze(1)
+        for part in (twins, twin):
+            mask[:, part, :past] = seen.bare.unsqueeze(1)
         return mask
 
     def _position(self, streams: Sequence["Stream"], bare: Sequence[int]) -> torch.Tensor:
@@ -148,7 +147,7 @@ class Pass:
             parts.append(positions(time - 1, step - 1, n))
             parts[-1][..., -1] += n - 1  # the frame is over by then
         ends = []
-        for size, lengths in ((self.pad, self.lengths), (self.bare, bare or self.lengths)):
+        for size, lengths in ((self.pad, self.lengths), (self.bare, bare)):
             parts.append(positions(time + torch.arange(size), step, n))
             end = time + torch.tensor(lengths).unsqueeze(1)
             ends.append(positions(end.expand(-1, n), step, n, cells))
@@ -264,7 +263,7 @@ class Reader:
         lengths = [len(row) for row in rows]
         tokens, first = max(lengths), self.cache.length
         if tokens:
-            ids = torch.tensor([[*row, *[PAD] * (tokens - len(row))] for row in rows])
+            ids = _padded(rows, tokens)
             real = torch.arange(tokens) < torch.tensor(lengths).unsqueeze(1)
             self.real[:, first : first + tokens] = real.to(device)
             # Causal; a padded word sees itself, so that no row of the attention is empty.
@@ -343,9 +342,9 @@ def words_of(spans: Sequence[Text]) -> list[int]:
     return [i for span in spans for i in span.ids]
 
 
-def _padded(rows: Sequence[Sequence[int]], size: int) -> np.ndarray:
+def _padded(rows: Sequence[Sequence[int]], size: int) -> torch.Tensor:
     """Token ids as int64 [B, size]."""
-    return np.array([[*row, *[PAD] * (size - len(row))] for row in rows], np.int64)
+    return torch.tensor([[*row, *[PAD] * (size - len(row))] for row in rows], dtype=torch.int64)
 
 
 def _up(number: int, step: int) -> int:
